@@ -1,0 +1,355 @@
+"""The words every filter speaks: Exchange, Attempt, Outcome, Reject, Permit, and ``chain``.
+
+    Service[S, R] = async (subject: S) -> R
+    Filter[S, R]  = async (subject: S, next: Service[S, R]) -> R
+
+There are two chains. The *exchange chain* runs once per client request and returns after the
+last byte has been relayed, so a filter's ``try/finally`` spans the whole streamed answer. The
+*attempt chain* runs once per try and returns at a usable response; until the commit point (the
+head goes downstream, in ``gateway/proxy.py``) an attempt can be retried or thrown away.
+
+The shape is Finagle's (Eriksen, "Your Server as a Function", 2013). Nondeterminism enters only
+through the seams declared here as protocols: Clock, ``random.Random``, Downstream, Upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from random import Random
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+Service: TypeAlias = Callable[[S], Awaitable[R]]
+Filter: TypeAlias = Callable[[S, Service[S, R]], Awaitable[R]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+
+def chain(filters: Sequence[Filter[S, R]], service: Service[S, R]) -> Service[S, R]:
+    """Compose: the first filter is the outermost. Bound once per route, not once per request."""
+    for each in reversed(filters):
+        service = partial(each, next=service)  # type: ignore[call-arg]
+    return service
+
+
+class Reason(StrEnum):
+    """The one closed list of reason codes: headers, log, metric labels and admin alike."""
+
+    # The client's message or manners.
+    MALFORMED = "malformed"
+    VERSION = "http_version"
+    METHOD = "method_not_allowed"
+    NOT_IMPLEMENTED = "not_implemented"
+    EXPECTATION = "expectation"
+    TARGET_TOO_LONG = "target_too_long"
+    HEAD_TOO_LARGE = "head_too_large"
+    BODY_TOO_LARGE = "body_too_large"
+    HEAD_TIMEOUT = "head_timeout"
+    BODY_TIMEOUT = "body_timeout"
+    CLIENT_GONE = "client_gone"
+    # Refused here.
+    NO_ROUTE = "no_route"
+    DEADLINE = "deadline"
+    NO_ENDPOINT = "no_endpoint"
+    CONNECTIONS = "connections"
+    DRAINING = "draining"
+    CLIENT_STALLED = "client_stalled"
+    # The upstream's side.
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    POOL_EXHAUSTED = "pool_exhausted"
+    UPSTREAM_RESET = "upstream_reset"
+    UPSTREAM_PROTOCOL = "upstream_protocol"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    UPSTREAM_STATUS = "upstream_status"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    STALL = "stall"
+    POISON = "poison"
+    # Ours.
+    INTERNAL = "internal"
+
+
+class Reject(Exception):
+    """A typed refusal, raised anywhere in a chain and answered by ``gateway/replies.py``.
+
+    ``retry_after`` is in seconds, for refusals where coming back later can help.
+    ``status`` overrides the status that the table of replies gives to ``reason``.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str = "",
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+        self.status = status
+
+
+class Kind(Enum):
+    """How an attempt or an exchange ended, as far as its endpoint is concerned."""
+
+    OK = "ok"
+    FAILED = "failed"
+    IGNORED = "ignored"
+    """Says nothing about the endpoint: the client left, a deadline passed, a loser was dropped."""
+
+
+class Outcome:
+    """What became of an attempt; of an exchange, once its last byte is relayed.
+
+    ``status`` is the HTTP status or 0 if none came. ``sent`` says whether any byte of the
+    request left for the upstream; ``complete`` whether all of it did; a request none of whose
+    bytes were sent is always safe to send again. ``retry_after`` is the upstream's, in seconds.
+    ``answer`` is there when a response head came, and then holds the attempt's ``permit``.
+    """
+
+    __slots__ = (
+        "answer",
+        "complete",
+        "detail",
+        "kind",
+        "permit",
+        "reason",
+        "retry_after",
+        "sent",
+        "status",
+    )
+
+    def __init__(
+        self,
+        kind: Kind,
+        status: int = 0,
+        reason: Reason | None = None,
+        *,
+        retry_after: float | None = None,
+        sent: bool = True,
+        complete: bool = True,
+        answer: Answer | None = None,
+        permit: Permit | None = None,
+        detail: str = "",
+    ) -> None:
+        self.detail = detail
+        self.kind = kind
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        self.sent = sent
+        self.complete = complete
+        self.answer = answer
+        self.permit = permit
+
+    def discard(self) -> None:
+        """Throw a usable answer away: its connection is closed, its permit given back."""
+        answer, permit = self.answer, self.permit
+        self.answer = self.permit = None
+        if answer is not None:
+            answer.discard()
+        if permit is not None:
+            permit.release(self)
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.kind.value}, status={self.status}, reason={self.reason})"
+
+
+class Permit(Protocol):
+    """The right to be in flight. Taking returns it; it is released exactly once, at the end."""
+
+    def release(self, outcome: Outcome) -> None: ...
+
+
+class Handle(Protocol):
+    """A timer that can be called off."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and the only way to be called later."""
+
+    def now(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> Handle: ...
+
+
+class Request:
+    """A request head that passed the strict layer of ``gateway/wire.py``.
+
+    ``headers`` are as received, in order and in their case; ``index`` maps lower-case names to
+    values (of the first line with that name). ``target`` is origin-form or ``*``; ``path`` is
+    ``target`` without the query. ``minor`` is the HTTP/1 minor version.
+    ``length`` is the declared body length, ``None`` for a chunked body, 0 without a body.
+    """
+
+    __slots__ = ("headers", "host", "index", "length", "method", "minor", "path", "target")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        minor: int,
+        headers: Headers,
+        index: dict[bytes, bytes],
+        host: bytes,
+        length: int | None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor
+        self.headers = headers
+        self.index = index
+        self.host = host
+        self.length = length
+        self.path = target.partition(b"?")[0]
+
+
+class Body(Protocol):
+    """The request body on its way through. Sinks are fed by callback, never by a task per chunk."""
+
+    @property
+    def replayable(self) -> bool:
+        """True while every byte so far is kept, so that another attempt can send it again."""
+        ...
+
+    def fingerprint(self) -> bytes | None:
+        """A digest of the whole body, or None when it is not kept whole."""
+        ...
+
+    def peek(self) -> bytes | None:
+        """The whole body, or None while it is still coming or when it is not kept whole."""
+        ...
+
+
+class Downstream(Protocol):
+    """The client's side of an exchange, as the chains see it."""
+
+    @property
+    def committed(self) -> bool: ...
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """Forward an interim (1xx) response."""
+        ...
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """Commit to this head. ``headers`` without framing fields; ``length`` of the body in
+        bytes, None when it is not known yet. It leaves with the first ``write`` or ``finish``,
+        or by ``flush``, which must follow when neither does at once."""
+        ...
+
+    def flush(self) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+    def finish(self, data: bytes, trailers: Headers) -> None: ...
+
+    def abort(self) -> None:
+        """End the connection so that the client sees that the answer is not whole."""
+        ...
+
+    def flow(self, source: Flow | None) -> None:
+        """Name who is to be paused while the client reads more slowly than the answer comes."""
+        ...
+
+
+class Flow(Protocol):
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Answer(Protocol):
+    """A response head from an upstream, and the body behind it."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
+
+    async def relay(self, exchange: Exchange) -> Outcome:
+        """Commit the head downstream, relay to the last byte; return how it ended."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+class Exchange:
+    """One client request and everything sent back, to the last byte.
+
+    Data only; what does I/O hangs off ``body`` and ``downstream``. ``arrived`` and ``deadline``
+    are the clock's seconds. ``trusted`` says whether the client's control headers are believed; ``asked`` whether client or
+    route named a deadline, which then is told to the upstream too.
+    """
+
+    __slots__ = (
+        "arrived",
+        "asked",
+        "attempts",
+        "body",
+        "client",
+        "deadline",
+        "downstream",
+        "endpoint",
+        "first_byte",
+        "reason",
+        "request",
+        "request_id",
+        "route",
+        "secure",
+        "span",
+        "trusted",
+        "upgrade",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        body: Body,
+        downstream: Downstream,
+        *,
+        client: str,
+        trusted: bool,
+        secure: bool,
+        arrived: float,
+        upgrade: bool = False,
+    ) -> None:
+        self.request = request
+        self.body = body
+        self.downstream = downstream
+        self.client = client
+        self.trusted = trusted
+        self.secure = secure
+        self.arrived = arrived
+        self.upgrade = upgrade
+        self.deadline: float | None = None
+        self.asked = False
+        self.route: Any = None
+        self.request_id = b""
+        self.attempts = 0
+        self.endpoint = ""
+        self.reason: Reason | None = None
+        self.first_byte: float | None = None
+        self.span: Any = None
+
+
+class Attempt:
+    """One try of an exchange at one endpoint. ``tried`` are endpoints that earlier tries used."""
+
+    __slots__ = ("endpoint", "exchange", "number", "tried")
+
+    def __init__(self, exchange: Exchange, number: int, tried: tuple[str, ...]) -> None:
+        self.exchange = exchange
+        self.number = number
+        self.tried = tried
+        self.endpoint = ""
+
+
+Rng: TypeAlias = "Random"
+ExchangeFilter: TypeAlias = "Filter[Exchange, Outcome]"
+AttemptFilter: TypeAlias = "Filter[Attempt, Outcome]"

@@ -1,0 +1,1 @@
+"""The gateway: edges, proxy core, life cycle and everything an operator touches."""

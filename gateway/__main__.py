@@ -1,0 +1,5 @@
+"""``python -m gateway`` is the command ``tailrace``."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""The request body between the client's connection and the upstream's.
+
+Pieces are handed on by callback as they come. Up to ``replay_bytes`` of them are also kept, all
+bodies together within ``replay_total``, so that another attempt can send them again; a body that
+outgrows either streams through and is counted, because a retry that silently does not happen is
+what users of other proxies find out the hard way.
+"""
+
+import hashlib
+from typing import Protocol
+
+from filters.api import Flow, Headers
+
+READ_AHEAD = 256 * 1024
+"""Bytes taken from a client before an attempt wants them, when they may not be kept."""
+
+
+class BodySink(Protocol):
+    """Where a request body goes: one attempt at an upstream."""
+
+    def body_data(self, data: bytes) -> None: ...
+    def body_end(self, trailers: Headers) -> None: ...
+    def body_abort(self) -> None: ...
+
+
+class Source(Flow, Protocol):
+    """Where it comes from: the client's connection."""
+
+    def body_wanted(self) -> None:
+        """An attempt is ready for the body: time for ``100 Continue``."""
+        ...
+
+
+class ReplayStore:
+    """How many bytes all kept bodies hold, and how many bodies were too large to keep."""
+
+    __slots__ = ("body_bytes", "bodies_streamed", "held", "total_bytes")
+
+    def __init__(self, body_bytes: int, total_bytes: int) -> None:
+        self.body_bytes = body_bytes
+        self.total_bytes = total_bytes
+        self.held = 0
+        self.bodies_streamed = 0
+
+
+class RequestBody:
+    """One body. ``length`` as declared: bytes, None when chunked. O(1) per piece."""
+
+    __slots__ = (
+        "_kept_bytes",
+        "_pieces",
+        "_sink",
+        "_source",
+        "_store",
+        "aborted",
+        "complete",
+        "length",
+        "replayable",
+        "trailers",
+    )
+
+    def __init__(self, length: int | None, store: ReplayStore, source: Source) -> None:
+        self.length = length
+        self.complete = length == 0
+        self.aborted = False
+        self.replayable = True
+        self.trailers: Headers = []
+        self._pieces: list[bytes] = []
+        self._kept_bytes = 0
+        self._store = store
+        self._source = source
+        self._sink: BodySink | None = None
+
+    # -- the client's side
+
+    def feed(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is not None:
+            sink.body_data(data)
+            if not self.replayable:
+                return
+        self._pieces.append(data)
+        self._kept_bytes += len(data)
+        self._store.held += len(data)
+        store = self._store
+        if self._kept_bytes > store.body_bytes or store.held > store.total_bytes:
+            self._outgrown(sink)
+
+    def end(self, trailers: Headers) -> None:
+        self.complete = True
+        self.trailers = trailers
+        if self._sink is not None:
+            self._sink.body_end(trailers)
+
+    def abort(self) -> None:
+        """The client broke off: what is under way upstream must not look like a whole message."""
+        if not self.complete:
+            self.aborted = True
+            self.replayable = False
+            if self._sink is not None:
+                self._sink.body_abort()
+
+    # -- the upstream's side
+
+    def attach(self, sink: BodySink) -> list[bytes]:
+        """Make ``sink`` the one that is fed; returns the pieces so far, for it to send first."""
+        self._sink = sink
+        pieces = self._pieces
+        if not self.replayable:
+            self._forget()
+        if not self.complete:
+            self._source.body_wanted()
+            self._source.resume()
+        return pieces
+
+    def detach(self, sink: BodySink) -> None:
+        """``sink`` takes no more. Reading pauses while there is nobody to take what comes."""
+        if self._sink is sink:
+            self._sink = None
+
+    def pause(self) -> None:
+        if not self.complete:
+            self._source.pause()
+
+    def resume(self) -> None:
+        if not self.complete:
+            self._source.resume()
+
+    def peek(self) -> bytes | None:
+        """The whole body when it is here and kept, else None."""
+        return b"".join(self._pieces) if self.complete and self.replayable else None
+
+    def fingerprint(self) -> bytes | None:
+        whole = self.peek()
+        return None if whole is None else hashlib.blake2b(whole, digest_size=16).digest()
+
+    def release(self) -> None:
+        """The exchange is over: give the kept bytes back."""
+        self._sink = None
+        self._forget()
+
+    def _outgrown(self, sink: BodySink | None) -> None:
+        if self.replayable:
+            self.replayable = False
+            self._store.bodies_streamed += 1
+        if sink is not None:
+            self._forget()
+        elif self._kept_bytes > READ_AHEAD:
+            self._source.pause()
+
+    def _forget(self) -> None:
+        self._store.held -= self._kept_bytes
+        self._kept_bytes = 0
+        self._pieces = []

@@ -1,0 +1,318 @@
+"""One attempt on one upstream connection: what is sent, the answer, and the clocks that bound it.
+
+Of the four clocks, connect is the pool's and total is the deadline filter's; first byte and stall
+are here, both by one alarm that is only moved when it rings.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from filters.api import Attempt, Clock, Exchange, Handle, Headers, Kind, Outcome, Reason
+from gateway import wire
+from gateway.chunked import encode, encode_end
+from gateway.headers import answer_headers, upgrade_headers
+from gateway.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from gateway.body import RequestBody
+    from gateway.responder import Responder
+    from gateway.upstream import UpstreamConnection
+
+READ_AHEAD = 64 * 1024
+"""Body bytes taken before the head is committed downstream."""
+
+
+class Call:
+    """One attempt on one connection. Implements Answer, Flow and BodySink.
+
+    ``failure`` resolves to None when a usable head is there, else to (reason, detail).
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_asked",
+        "_chunked",
+        "_clock",
+        "_connection",
+        "_ended",
+        "_exchange",
+        "_first_byte_s",
+        "_last",
+        "_paused",
+        "_pieces",
+        "_pieces_bytes",
+        "_result",
+        "_sink",
+        "_stall_s",
+        "_stuck_bytes",
+        "answered",
+        "body",
+        "failure",
+        "first_byte",
+        "head",
+        "method",
+        "request_sent",
+        "upgrade",
+    )
+
+    def __init__(
+        self,
+        connection: "UpstreamConnection",
+        attempt: Attempt,
+        clock: Clock,
+        failure: "asyncio.Future[tuple[Reason, str] | None]",
+    ) -> None:
+        exchange = attempt.exchange
+        self._connection: UpstreamConnection | None = connection
+        self._exchange = exchange
+        self._clock = clock
+        clocks: tuple[float, float] = exchange.route.clocks
+        self._first_byte_s, self._stall_s = clocks
+        self._asked = self._last = clock.now()
+        self._paused = False
+        self._stuck_bytes = -1
+        self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
+        self._ended: Headers | None = None
+        self._sink: Responder | None = None
+        self._result: asyncio.Future[Outcome] | None = None
+        self._chunked = exchange.request.length is None
+        self.method = exchange.request.method
+        self.upgrade = exchange.upgrade
+        self.body = cast("RequestBody", exchange.body)
+        self.failure = failure
+        self.first_byte: float | None = None
+        self.answered = False
+        self.head: wire.ResponseHead | None = None
+        self.request_sent = False
+        self._alarm: Handle = clock.call_at(self._due(), self._look)
+
+    # -- the request --------------------------------------------------------------------------
+
+    def send(self, head: bytes) -> None:
+        """Write the head and what there is of the body; the rest follows by callback."""
+        connection = cast("UpstreamConnection", self._connection)
+        connection.call = self
+        body = self.body
+        pieces = body.attach(self)
+        if body.complete and not self._chunked:
+            self.request_sent = True
+            connection.transport.write(head + pieces[0] if len(pieces) == 1 else b"".join([head, *pieces]))
+            return
+        connection.transport.write(head)
+        for piece in pieces:
+            self.body_data(piece)
+        if body.complete:
+            self.body_end(body.trailers)
+        elif body.aborted:
+            self.body_abort()
+
+    def body_data(self, data: bytes) -> None:
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            connection.transport.write(encode(data) if self._chunked else data)
+
+    def body_end(self, trailers: Headers) -> None:
+        connection = self._connection
+        self.request_sent = True
+        self._asked = self._clock.now()
+        if self._chunked and connection is not None and not connection.closed:
+            connection.transport.write(encode_end(trailers))
+
+    def body_abort(self) -> None:
+        """No end is sent, so the upstream cannot take the part for the whole."""
+        if self._connection is not None:
+            self._connection.close()
+
+    # -- the answer, as the connection reads it -----------------------------------------------
+
+    def begun(self, head: wire.ResponseHead) -> None:
+        self.head = head
+        self._last = self._clock.now()
+        if not self.failure.done():
+            self.failure.set_result(None)
+
+    def interim(self, head: wire.ResponseHead) -> None:
+        self._exchange.downstream.inform(head.status, answer_headers(head, b""))
+
+    def piece(self, data: bytes) -> None:
+        self._last = now = self._clock.now()
+        if self.first_byte is None:
+            self.first_byte = now
+        sink = self._sink
+        if sink is not None:
+            sink.write(data)
+            return
+        self._pieces.append(data)
+        self._pieces_bytes += len(data)
+        if self._pieces_bytes > READ_AHEAD:
+            self.pause()
+
+    def ended(self, data: bytes, trailers: Headers) -> None:
+        self._alarm.cancel()
+        self._connection = None
+        self.body.detach(self)
+        if self.first_byte is None:
+            self.first_byte = self._clock.now()
+        sink = self._sink
+        if sink is None:
+            if data:
+                self._pieces.append(data)
+            self._ended = trailers
+            return
+        sink.finish(data, trailers)
+        self._settle(Kind.OK, None)
+
+    def failed(self, reason: Reason, detail: str) -> None:
+        self._alarm.cancel()
+        self._connection = None
+        self.body.detach(self)
+        if self.head is None or self._sink is None:
+            if not self.failure.done():
+                self.failure.set_result((reason, detail))
+            else:
+                self._pieces.clear()
+                self._settle(Kind.FAILED, reason)
+            return
+        self._settle(Kind.FAILED, reason)
+
+    def switched(self, head: wire.ResponseHead, early: bytes) -> None:
+        self.head = head
+        self._alarm.cancel()
+        if early:
+            self._pieces.append(early)
+        self.failure.set_result(None)
+
+    def _settle(self, kind: Kind, reason: Reason | None) -> None:
+        result = self._result
+        outcome = Outcome(kind, self.status, reason)
+        if result is None:
+            result = self._result = asyncio.get_running_loop().create_future()
+        if not result.done():
+            result.set_result(outcome)
+
+    # -- Answer -------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        return 0 if self.head is None else self.head.status
+
+    @property
+    def headers(self) -> Headers:
+        return [] if self.head is None else self.head.headers
+
+    async def relay(self, exchange: Exchange) -> Outcome:
+        head = cast("wire.ResponseHead", self.head)
+        downstream = cast("Responder", exchange.downstream)
+        if head.status == 101:
+            return await self._tunnel(downstream)
+        if self._result is not None:  # it broke between the head and now
+            return self._result.result()
+        declared = head.index.get(b"content-length")
+        length = None if declared is None else int(declared)
+        exchange.first_byte = self.first_byte
+        # THE COMMIT POINT: from here on the client has seen an answer, and no other can begin.
+        downstream.start(head.status, answer_headers(head, exchange.request_id), length)
+        if self._ended is not None:
+            downstream.finish(b"".join(self._pieces), self._ended)
+            return Outcome(Kind.OK, head.status)
+        if self._pieces:
+            downstream.write(b"".join(self._pieces))
+            self._pieces.clear()
+        else:
+            downstream.flush()
+        self._sink = downstream
+        self._result = asyncio.get_running_loop().create_future()
+        downstream.flow(self)
+        self.resume()
+        try:
+            outcome = await self._result
+        except asyncio.CancelledError:
+            self.discard()
+            raise
+        finally:
+            downstream.flow(None)
+        if outcome.kind is Kind.FAILED:
+            downstream.abort()
+        return outcome
+
+    async def _tunnel(self, downstream: "Responder") -> Outcome:
+        upstream = cast("UpstreamConnection", self._connection)
+        head = cast("wire.ResponseHead", self.head)
+        client = downstream.switch(head.status, upgrade_headers(head, self._exchange.request_id))
+        if client is None or upstream.closed:
+            self.discard()
+            return Outcome(Kind.IGNORED, head.status)
+        tunnel = Tunnel(client, upstream, self._clock, self._stall_s)
+        upstream.tunnel = tunnel
+        for piece in self._pieces:
+            tunnel.from_upstream(piece)
+        early = client.enter_tunnel(tunnel)
+        if early:
+            tunnel.from_downstream(early)
+        return await tunnel.run(head.status)
+
+    def discard(self) -> None:
+        """The answer is not wanted: closing tells the model server to stop generating."""
+        self._alarm.cancel()
+        self.body.detach(self)
+        connection, self._connection = self._connection, None
+        self._sink = None
+        if connection is not None:
+            connection.call = None
+            connection.close()
+
+    # -- Flow and clocks ----------------------------------------------------------------------
+
+    def pause(self) -> None:
+        connection = self._connection
+        if not self._paused and connection is not None:
+            self._paused = True
+            self._stuck_bytes = -1
+            connection.pause()
+
+    def resume(self) -> None:
+        connection = self._connection
+        if self._paused:
+            self._paused = False
+            self._last = self._clock.now()
+            if connection is not None:
+                connection.resume()
+
+    def _due(self) -> float:
+        if self.first_byte is None:
+            return self._asked + self._first_byte_s
+        return self._last + self._stall_s
+
+    def _look(self) -> None:
+        """A clock may have run out; the alarm is only ever set for the earliest it could be."""
+        due, now = self._due(), self._clock.now()
+        if due > now:
+            self._alarm = self._clock.call_at(due, self._look)
+            return
+        reason = Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL
+        if self._paused:
+            reason = Reason.CLIENT_STALLED
+        if (self._paused or not self.request_sent) and self._moved():
+            self._alarm = self._clock.call_at(now + self._stall_s, self._look)
+            return
+        connection = self._connection
+        if connection is not None:
+            connection.call = None
+            connection.close()
+        self.failed(reason, "its own clock ended this attempt")
+
+    def _moved(self) -> bool:
+        """Whether the side that is waited for has taken bytes since the last look.
+
+        An upload that waits for the client has an empty buffer here: the client's own clock,
+        ``timeouts.body_idle``, bounds that.
+        """
+        sink, connection = self._sink, self._connection
+        if self._paused:
+            waiting = -2 if sink is None else sink.buffered()
+        else:
+            waiting = 0 if connection is None else connection.transport.get_write_buffer_size()
+        moved = waiting in (0, -2) or waiting != self._stuck_bytes
+        self._stuck_bytes = waiting
+        return moved

@@ -1,0 +1,93 @@
+"""The real clock: one heap of alarms on one loop timer.
+
+Every exchange and attempt sets clocks that nearly always are called off again. A loop timer
+costs about 2 us to make and cancel; an entry in a heap that is deleted lazily costs a fifth of
+that. The heap is compacted when more than half of it is dead, so it stays in proportion to what
+is alive and the cost per alarm is O(log n) amortised.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+_COMPACT_FROM = 512
+
+
+class Alarm:
+    """A callback to be. ``when`` in the clock's seconds."""
+
+    __slots__ = ("_clock", "callback", "when")
+
+    def __init__(self, clock: "LoopClock", when: float, callback: Callable[[], object]) -> None:
+        self._clock = clock
+        self.when = when
+        self.callback: Callable[[], object] | None = callback
+
+    def cancel(self) -> None:
+        """Call it off; a second call, or one after it rang, does nothing."""
+        if self.callback is not None:
+            self.callback = None
+            self._clock.dead += 1
+
+
+class LoopClock:
+    """Monotonic seconds of the event loop. An alarm is never early."""
+
+    __slots__ = ("_armed_at", "_heap", "_loop", "_serial", "_timer", "dead", "now")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.now: Callable[[], float] = loop.time
+        self._heap: list[tuple[float, int, Alarm]] = []
+        self._serial = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_at = float("inf")
+        self.dead = 0
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Alarm:
+        alarm = Alarm(self, when, callback)
+        heap = self._heap
+        if self.dead > _COMPACT_FROM and self.dead * 2 > len(heap):
+            self._compact()
+        self._serial += 1
+        heapq.heappush(heap, (when, self._serial, alarm))
+        if when < self._armed_at:
+            self._arm(when)
+        return alarm
+
+    def close(self) -> None:
+        """Forget every alarm, so that nothing rings after the server has stopped."""
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_at = when
+        self._timer = self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._armed_at = float("inf")
+        heap = self._heap
+        now = self.now()
+        while heap and (heap[0][2].callback is None or heap[0][0] <= now):
+            alarm = heapq.heappop(heap)[2]
+            callback = alarm.callback
+            if callback is None:
+                self.dead -= 1
+                continue
+            alarm.callback = None
+            try:
+                callback()
+            except Exception as error:  # noqa: BLE001  one alarm must not silence the others
+                self._loop.call_exception_handler({"message": "alarm failed", "exception": error})
+        if heap and heap[0][0] < self._armed_at:
+            # Loop timers are rounded to milliseconds: at least one, or this would spin.
+            self._arm(max(heap[0][0], now + 0.001))
+
+    def _compact(self) -> None:
+        self._heap[:] = [entry for entry in self._heap if entry[2].callback is not None]
+        heapq.heapify(self._heap)
+        self.dead = 0

@@ -1,0 +1,501 @@
+"""EDGE 1: a client's connection -> exchanges, one at a time and in order.
+
+What a client pipelines stays unparsed bytes until its turn, and reading stops when enough of it
+waits; so memory per connection is bounded and no answer can overtake another. The answer side is
+a ``Responder`` that is made for one exchange and cut off at its end: a late byte of one exchange
+has no way into the next one's answer.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from filters.api import Exchange, Flow, Headers, Reason, Reject, Request
+from gateway import wire
+from gateway.body import RequestBody
+from gateway.chunked import Decoder
+from gateway.responder import Responder
+
+if TYPE_CHECKING:
+    from gateway.clock import Alarm
+    from gateway.acceptor import Acceptor
+    from gateway.tunnel import Tunnel
+
+# What the next bytes from the client are.
+HEAD, LENGTH, CHUNKED, HELD, DISCARD, TUNNEL = range(6)
+
+HELD_BYTES = 64 * 1024
+"""Pipelined bytes that may wait, besides the count of ``limits.pipeline``."""
+LINGER_S = 2.0
+"""How long a closing connection is read on, so that a reset does not destroy the last answer."""
+LINGER_BYTES = 1024 * 1024
+
+Never = float("inf")
+
+
+class Downstream(asyncio.Protocol):
+    """One accepted connection. Every transition of ``_mode`` is in this file."""
+
+    __slots__ = (
+        "_alarm",
+        "_body",
+        "_decoder",
+        "_due",
+        "_exchange",
+        "_expects",
+        "_flow",
+        "_left",
+        "_mode",
+        "_paused",
+        "_pending",
+        "_responder",
+        "_served",
+        "_task",
+        "client",
+        "closing",
+        "ended",
+        "forwarded",
+        "acceptor",
+        "secure",
+        "transport",
+        "trusted",
+        "tunnel",
+    )
+
+    def __init__(self, acceptor: "Acceptor") -> None:
+        self.acceptor = acceptor
+        self.transport = cast("asyncio.Transport", None)
+        self.client = ""
+        self.secure = False
+        self.trusted = False
+        self.forwarded = b""
+        self.closing = False
+        self.ended = False
+        self.tunnel: Tunnel | None = None
+        self._mode = HEAD
+        self._pending: bytearray | None = None
+        self._left = 0
+        self._decoder: Decoder | None = None
+        self._body: RequestBody | None = None
+        self._exchange: Exchange | None = None
+        self._responder: Responder | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._flow: Flow | None = None
+        self._expects = False
+        self._paused = False
+        self._served = 0
+        self._due = Never
+        self._alarm: Alarm | None = None
+
+    # -- the connection ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if self.acceptor.admit(self):
+            self._arm(self.acceptor.timeouts.head)
+        else:
+            self._refuse(Reject(Reason.CONNECTIONS, "too many connections", retry_after=1))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self._due = Never
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self.acceptor.forget(self)
+        self._leave()
+        if self.tunnel is not None:
+            self.tunnel.lost()
+
+    def eof_received(self) -> bool:
+        """A half-close after a whole request still gets its answer; anything else is the end."""
+        if self.tunnel is not None:
+            return self.tunnel.half_closed(by_downstream=True)
+        if self._exchange is None:
+            return False
+        body = self._body
+        if body is not None and not body.complete:
+            self._leave()
+            return False
+        self.closing = True
+        self.acceptor.watch_half_closed(self)
+        return not self.secure
+
+    def _leave(self) -> None:
+        """The client is gone: end what was under way for it, upstream included, at once."""
+        if self._body is not None:
+            self._body.abort()
+        task = self._task
+        if task is not None and self._exchange is not None and not task.done():
+            if self._exchange.reason is None:
+                self._exchange.reason = Reason.CLIENT_GONE
+            task.cancel()
+
+    def pause_writing(self) -> None:
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume_writing(self) -> None:
+        if self._flow is not None:
+            self._flow.resume()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        mode = self._mode
+        if mode == HEAD:
+            self._head_data(data)
+        elif mode == LENGTH:
+            self._length_data(data)
+        elif mode == CHUNKED:
+            self._chunked_data(data)
+        elif mode == TUNNEL:
+            if self.tunnel is not None:
+                self.tunnel.from_downstream(data)
+        elif mode == HELD:
+            self._hold(data)
+        else:
+            self._left -= len(data)
+            if self._left < 0:
+                self.transport.abort()
+
+    def _head_data(self, data: bytes) -> None:
+        limits = self.acceptor.limits
+        pending = self._pending
+        try:
+            if pending is None and data[0] not in b"\r\n":
+                end = data.find(b"\r\n\r\n")
+                if 0 <= end <= limits.head_bytes:
+                    self._begin(data[: end + 4], data[end + 4 :])
+                    return
+            if pending is None:
+                pending = self._pending = bytearray()
+                self._arm(self.acceptor.timeouts.head)
+            seen = len(pending)
+            pending += data
+            self._partial_head(pending, seen)
+        except Reject as reject:
+            self._refuse(reject)
+
+    def _partial_head(self, pending: bytearray, seen: int) -> None:
+        limits = self.acceptor.limits
+        if pending[0] in b"\r\n":
+            # RFC 9112 2.2: a stray CRLF after a body is forgiven, here twice.
+            if seen < 6:
+                blank = len(pending) - len(pending.lstrip(b"\r\n"))
+                if not b"\r\n\r\n".startswith(pending[: min(blank, 4)]) or blank > 4:
+                    wire.malformed("line ends before the request line")
+                if blank == len(pending) or blank % 2:
+                    if blank < len(pending):
+                        wire.malformed("bare CR before the request line")
+                    return
+                del pending[:blank]
+            seen = 0
+        end = pending.find(b"\r\n\r\n", max(0, seen - 3))
+        if end < 0 or end > limits.head_bytes:
+            wire.check_partial(
+                pending, seen, target_bytes=limits.target_bytes, head_bytes=limits.head_bytes
+            )
+            return
+        head, rest = bytes(pending[: end + 4]), bytes(pending[end + 4 :])
+        self._pending = None
+        self._begin(head, rest)
+
+    def _begin(self, head: bytes, rest: bytes) -> None:
+        """A whole head is here. Raises Reject."""
+        limits = self.acceptor.limits
+        request = wire.parse_request(head, target_bytes=limits.target_bytes, headers=limits.headers)
+        index = request.index
+        connection = index.get(b"connection")
+        if connection is None:
+            keep = request.minor == 1
+        else:
+            options = wire.connection_options(connection)
+            keep = b"close" not in options and (request.minor == 1 or b"keep-alive" in options)
+        length = request.length
+        if length is not None and length > limits.body_bytes:
+            raise Reject(Reason.BODY_TOO_LARGE, f"body over {limits.body_bytes} bytes")
+        self._expects = False
+        if b"expect" in index and request.minor == 1:
+            if index[b"expect"].lower() != b"100-continue":
+                raise Reject(Reason.EXPECTATION, "only 100-continue is understood")
+            self._expects = length != 0
+        if not keep:
+            self.closing = True
+        self._serve(request, keep, wants_upgrade(request))
+        self._receive_body(length, rest)
+
+    def _receive_body(self, length: int | None, rest: bytes) -> None:
+        body = cast("RequestBody", self._body)
+        if length == 0:
+            self._mode = HELD
+            if rest:
+                self._hold(rest)
+            return
+        if length is None:
+            self._mode = CHUNKED
+            self._decoder = Decoder()
+            self._left = self.acceptor.limits.body_bytes
+        else:
+            self._mode = LENGTH
+            self._left = length
+        if rest:
+            self._expects = False
+            self.data_received(rest)
+        if not body.complete:
+            self._arm(self.acceptor.timeouts.body_idle)
+
+    def _length_data(self, data: bytes) -> None:
+        body = cast("RequestBody", self._body)
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            self._due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
+            body.feed(data)
+            return
+        rest = b""
+        if left < 0:
+            data, rest = data[:left], data[left:]
+        body.feed(data)
+        self._body_complete([], rest)
+
+    def _chunked_data(self, data: bytes) -> None:
+        body, decoder = cast("RequestBody", self._body), cast("Decoder", self._decoder)
+        self._due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
+        try:
+            piece = decoder.feed(data)
+            self._left -= len(piece)
+            if self._left < 0:
+                limit = self.acceptor.limits.body_bytes
+                raise Reject(Reason.BODY_TOO_LARGE, f"body over {limit} bytes")
+        except Reject as reject:
+            self._break_off(reject)
+            return
+        if piece:
+            body.feed(piece)
+        if decoder.done:
+            self._decoder = None
+            self._body_complete(decoder.trailers, decoder.rest)
+
+    def _body_complete(self, trailers: Headers, rest: bytes) -> None:
+        self._mode = HELD
+        self._due = Never
+        self._expects = False
+        if self._paused:
+            self.resume()
+        cast("RequestBody", self._body).end(trailers)
+        if rest:
+            self._hold(rest)
+
+    def _hold(self, data: bytes) -> None:
+        """Bytes after a whole request: the next ones, kept until it is their turn."""
+        if self._exchange is None:
+            self._mode = HEAD
+            self._head_data(data)
+            return
+        if self._pending is None:
+            self._pending = bytearray()
+        self._pending += data
+        responder = self._responder
+        if responder is not None and responder.upgrade:
+            full = len(self._pending) > HELD_BYTES
+        else:
+            waiting = self._pending.count(b"\r\n\r\n")
+            full = waiting >= self.acceptor.limits.pipeline or len(self._pending) > HELD_BYTES
+        if full:
+            self.pause()
+
+    def _break_off(self, reject: Reject) -> None:
+        """The body turned out bad while its exchange was under way."""
+        responder, body = cast("Responder", self._responder), cast("RequestBody", self._body)
+        self.closing = True
+        if responder.committed:
+            body.abort()
+            responder.abort()
+            return
+        exchange, task = self._exchange, self._task
+        if exchange is not None:
+            exchange.reason = reject.reason
+        self._cut_off()
+        body.abort()
+        if task is not None:
+            task.cancel()
+        self._refuse(reject)
+
+    # -- flow control of the body, and what an attempt asks for --------------------------------
+
+    def pause(self) -> None:
+        if not self._paused and not self.ended:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self.ended:
+            self._paused = False
+            self.transport.resume_reading()
+            if self._mode in (LENGTH, CHUNKED):
+                self._arm(self.acceptor.timeouts.body_idle)
+
+    def body_wanted(self) -> None:
+        if self._expects and not cast("Responder", self._responder).committed:
+            self._expects = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # -- one exchange --------------------------------------------------------------------------
+
+    def _serve(self, request: Request, keep: bool, upgrade: bool) -> None:
+        acceptor = self.acceptor
+        self._due = Never
+        acceptor.busy(self)
+        body = RequestBody(request.length, acceptor.replay, self)
+        responder = Responder(self, request.method, request.minor, keep, upgrade)
+        exchange = Exchange(
+            request,
+            body,
+            responder,
+            client=self.client,
+            trusted=self.trusted,
+            secure=self.secure,
+            arrived=acceptor.clock.now(),
+            upgrade=upgrade,
+        )
+        acceptor.name(exchange)
+        self._body, self._responder, self._exchange = body, responder, exchange
+        self._task = acceptor.loop.create_task(self._run(exchange))
+
+    async def _run(self, exchange: Exchange) -> None:
+        try:
+            await exchange.route.service(exchange)
+        except asyncio.CancelledError:
+            # The client left or the body broke: a cancelled task would only be noise in the log.
+            pass
+        finally:
+            if self._exchange is exchange:
+                self._over()
+
+    def _over(self) -> None:
+        """The exchange has ended: close, or go on to what was pipelined behind it."""
+        responder, body = cast("Responder", self._responder), cast("RequestBody", self._body)
+        whole, tunnelled = responder.finished, self._mode == TUNNEL
+        received = body.complete
+        self._cut_off()
+        if self.ended:
+            return
+        if tunnelled:
+            self.transport.close()
+        elif not whole:
+            self.transport.abort()
+        elif not received or self.closing or self.acceptor.draining:
+            self._linger()
+        else:
+            self._served += 1
+            self._mode = HEAD
+            self.acceptor.idle(self)
+            self._arm(self.acceptor.timeouts.idle)
+            if self._paused:
+                self.resume()
+            if self._pending is not None:
+                data, self._pending = bytes(self._pending), None
+                self._head_data(data)
+
+    def _cut_off(self) -> None:
+        if self._responder is not None:
+            self._responder.cut_off()
+        if self._body is not None:
+            self._body.release()
+        self._responder = self._body = self._exchange = self._task = self._flow = None
+        self._decoder = None
+
+    def flow(self, source: Flow | None) -> None:
+        self._flow = source
+
+    def enter_tunnel(self, tunnel: "Tunnel") -> bytes:
+        """From here on the client's bytes are the tunnel's. Returns those that came early."""
+        self._mode = TUNNEL
+        self.tunnel = tunnel
+        self._flow = tunnel.upstream
+        self._due = Never
+        early, self._pending = bytes(self._pending or b""), None
+        if self._paused:
+            self.resume()
+        return early
+
+    # -- refusing and closing ------------------------------------------------------------------
+
+    def _refuse(self, reject: Reject) -> None:
+        """Answer a request that did not become an exchange, and close."""
+        self._pending = None
+        self.transport.write(self.acceptor.refusal(reject, self))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close the writing side, but read on for a while.
+
+        Closing a socket with unread bytes sends a reset, which can destroy the answer before the
+        client has read it (RFC 9112 section 9.6).
+        """
+        if self.ended:
+            return
+        self._mode = DISCARD
+        self._left = LINGER_BYTES
+        self.closing = True
+        self._paused = self._paused and not self.transport.resume_reading()  # type: ignore[func-returns-value]
+        if self.secure or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._arm(LINGER_S)
+
+    def close_if_idle(self) -> None:
+        """Drain: nothing is lost by closing a connection between two exchanges."""
+        if self._exchange is None and self._mode == HEAD and self._pending is None:
+            self.transport.close()
+
+    @property
+    def exchange(self) -> Exchange | None:
+        return self._exchange
+
+    # -- the clocks of this side ---------------------------------------------------------------
+
+    def _arm(self, seconds: float) -> None:
+        """Move the one alarm of this connection. Later is only noted; the alarm looks again."""
+        clock = self.acceptor.clock
+        self._due = due = clock.now() + seconds
+        alarm = self._alarm
+        if alarm is None:
+            self._alarm = clock.call_at(due, self._rang)
+        elif alarm.when > due:
+            alarm.cancel()
+            self._alarm = clock.call_at(due, self._rang)
+
+    def _rang(self) -> None:
+        self._alarm = None
+        due = self._due
+        if due == Never or self.ended:
+            return
+        clock = self.acceptor.clock
+        if due > clock.now():
+            self._alarm = clock.call_at(due, self._rang)
+        elif self._mode == HEAD:
+            if self._pending or not self._served:
+                self._refuse(Reject(Reason.HEAD_TIMEOUT, "the request head did not come in time"))
+            else:
+                self.transport.close()
+        elif self._mode == DISCARD:
+            self.transport.abort()
+        elif self._mode in (LENGTH, CHUNKED) and not self._paused:
+            self._break_off(Reject(Reason.BODY_TIMEOUT, "the request body stopped coming"))
+
+
+def wants_upgrade(request: Request) -> bool:
+    """Only a WebSocket handshake as RFC 6455 4.1 has it; whatever else is a plain request."""
+    index = request.index
+    return (
+        b"upgrade" in index
+        and request.method == b"GET"
+        and request.minor == 1
+        and request.length == 0
+        and b"content-length" not in index
+        and index[b"upgrade"].lower() == b"websocket"
+        and b"upgrade" in wire.connection_options(index.get(b"connection", b""))
+        and b"sec-websocket-key" in index
+    )

@@ -1,0 +1,143 @@
+"""One address of a cluster: its load, its health, its connections.
+
+States are healthy, ejected and probing (the last two come with outlier ejection); a failed active
+check makes an endpoint unhealthy. ``why`` is the sentence an operator reads in ``/clusters``.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from filters.api import Clock, Kind, Outcome
+from gateway import config
+from gateway.balancer import Load
+from gateway.health import Target
+from gateway.pool import Pool
+from gateway.tls import UpstreamTls
+
+Lookup = Callable[[str], Awaitable[tuple[str, ...]]]
+
+
+class Location(NamedTuple):
+    """Where an endpoint is: parsed once from ``http://host:port``, ``https://...``, ``unix:PATH``."""
+
+    host: str
+    port: int
+    secure: bool
+    socket_path: str | None
+    server_name: str
+
+    @property
+    def name(self) -> str:
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def locate(url: str) -> Location:
+    """Parse an endpoint's URL. Raises ValueError."""
+    if url.startswith("unix:"):
+        return Location("localhost", 0, False, url.removeprefix("unix:"), "localhost")
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"not the URL of an endpoint: {url}")
+    host = parts.hostname
+    return Location(host, parts.port or (443 if secure else 80), secure, None, host)
+
+
+class Endpoint(Load):
+    """An endpoint is a load with an address. Implements ``pool.Target``."""
+
+    __slots__ = (
+        "_lookup",
+        "_tls",
+        "authority",
+        "failed",
+        "healthy",
+        "location",
+        "pool",
+        "served",
+        "server_name",
+        "since",
+        "why",
+    )
+
+    def __init__(
+        self,
+        location: Location,
+        weight: float,
+        settings: config.Cluster,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(location.name, weight)
+        self.location = location
+        self.authority = b"localhost" if location.socket_path else location.name.encode()
+        wanted = settings.tls.server_name if settings.tls is not None else None
+        self.server_name = (wanted or location.server_name) if location.secure else None
+        self.healthy = True
+        self.why = "not checked"
+        self.since = clock.now()
+        self.served = 0
+        self.failed = 0
+        self.pool = Pool(self, settings.connections, settings.connect_timeout, clock, loop)
+
+    def found_by(self, lookup: Lookup, tls: UpstreamTls | None) -> None:
+        """How to find its addresses and to secure its connections; a reload may change both."""
+        self._lookup = lookup
+        self._tls = tls
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The context for a new connection: certificate files may have changed since the last."""
+        return self._tls.context if self._tls is not None and self.location.secure else None
+
+    @property
+    def port(self) -> int:
+        return self.location.port
+
+    @property
+    def socket_path(self) -> str | None:
+        return self.location.socket_path
+
+    async def addresses(self) -> tuple[str, ...]:
+        if self.location.socket_path is not None:
+            return ("",)
+        return await self._lookup(self.location.host)
+
+    def settle(self, now: float, seconds: float, outcome: Outcome) -> None:
+        """An attempt here is over: ``seconds`` to the head of its answer, or to its failure."""
+        if outcome.kind is Kind.IGNORED:
+            self.finish(now, None, False)
+            return
+        failed = outcome.kind is Kind.FAILED
+        self.served += 1
+        self.failed += failed
+        self.finish(now, seconds, failed)
+
+    def target(self) -> Target:
+        """Where an active check of this endpoint goes."""
+        location = self.location
+        scheme = "https" if location.secure else "http"
+        if location.socket_path is not None:
+            return Target(self.name, "http://localhost", unix=location.socket_path)
+        host = None if location.server_name == location.host else location.server_name
+        return Target(self.name, f"{scheme}://{self.name}", host, self.server_name)
+
+    def mark(self, healthy: bool, why: str, now: float) -> None:
+        """What an active check found."""
+        if healthy != self.healthy:
+            self.since = now
+        self.healthy = healthy
+        self.why = why
+
+    @property
+    def state(self) -> str:
+        return "healthy" if self.healthy else "unhealthy"
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.state} ({self.why}), {self.active} in flight"

@@ -1,0 +1,110 @@
+"""Pure: which fields travel, which are replaced and which are added, in both directions.
+
+Fields that a client nominates in Connection are removed before ours are added, and never those
+that carry identity or our own control (the hop-by-hop abuse class of CVE-2022-31813).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from filters.api import Exchange, Headers
+from gateway.wire import connection_options
+
+if TYPE_CHECKING:
+    from gateway.router import BoundRoute
+    from gateway.wire import ResponseHead
+
+# Hop-by-hop (RFC 9110 7.6.1), framing, and what is written anew for every attempt.
+_NOT_FORWARDED = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"http2-settings", b"expect", b"content-length", b"host",
+    b"x-request-id", b"x-request-timeout-ms",
+))  # fmt: skip
+_FORWARDED = frozenset((
+    b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host",
+    b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-prefix", b"x-real-ip",
+))  # fmt: skip
+_NOT_FORWARDED_UNTRUSTED = _NOT_FORWARDED | _FORWARDED
+# End-to-end fields that a nomination cannot remove: losing one of these changes who is asking.
+_PROTECTED = _FORWARDED | frozenset((
+    b"authorization", b"cookie", b"content-type", b"content-encoding", b"x-request-id",
+    b"x-request-timeout-ms", b"x-request-priority", b"traceparent", b"tracestate",
+    b"idempotency-key", b"cache-control",
+))  # fmt: skip
+_NOT_RETURNED = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"content-length", b"x-request-id",
+))  # fmt: skip
+_PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade"))
+_OURS = b"x-tailrace-"
+
+
+def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: float) -> bytes:
+    """The head of one attempt. O(headers); ``now`` turns the deadline into what is left of it."""
+    request = exchange.request
+    index = request.index
+    drop = _NOT_FORWARDED if exchange.trusted else _NOT_FORWARDED_UNTRUSTED
+    connection = index.get(b"connection")
+    if connection is not None and connection not in _PLAIN_CONNECTIONS:
+        drop = drop | (connection_options(connection) - _PROTECTED)
+    if route.request_drop:
+        drop = drop | route.request_drop
+    target = request.target if route.rewrite is None else route.rewrite(request.target)
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, request.host or authority)]
+    for name, value in request.headers:
+        lower = name.lower()
+        if lower not in drop and not lower.startswith(_OURS):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    lines.append(_forwarding(exchange))
+    if route.request_lines:
+        lines.append(route.request_lines)
+    if b"te" in index and b"trailers" in index[b"te"].lower():
+        lines.append(b"te: trailers\r\n")
+    if exchange.asked and exchange.deadline is not None:
+        left = max(1, int((exchange.deadline - now) * 1000))
+        lines.append(b"x-request-timeout-ms: %d\r\n" % left)
+    if exchange.upgrade:
+        lines.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
+    if request.length is None:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif request.length or b"content-length" in index or request.method in (b"POST", b"PUT"):
+        lines.append(b"content-length: %d\r\n" % request.length)
+    lines.append(b"x-request-id: %b\r\n\r\n" % exchange.request_id)
+    return b"".join(lines)
+
+
+def _forwarding(exchange: Exchange) -> bytes:
+    """Who asked. A trusted client's own account is kept and added to; others are not believed."""
+    client = exchange.client.encode()
+    scheme = b"https" if exchange.secure else b"http"
+    if not exchange.trusted:
+        return b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (client, scheme)
+    index = exchange.request.index
+    # Lines of ours beside the client's: a list header may be spread over lines, in order.
+    lines = b"x-forwarded-for: %b\r\n" % client
+    if b"x-forwarded-proto" not in index:
+        lines += b"x-forwarded-proto: %b\r\n" % scheme
+    if b"forwarded" in index:
+        quoted = b'"[%b]"' % client if b":" in client else client or b"unknown"
+        lines += b"forwarded: for=%b;proto=%b\r\n" % (quoted, scheme)
+    return lines
+
+
+def answer_headers(head: ResponseHead, request_id: bytes) -> Headers:
+    """What of an upstream's head goes to the client; framing is the responder's."""
+    drop = _NOT_RETURNED
+    connection = head.index.get(b"connection")
+    if connection is not None and connection not in _PLAIN_CONNECTIONS:
+        drop = drop | {each.strip(b" \t") for each in connection.lower().split(b",")}
+    headers = [each for each in head.headers if each[0].lower() not in drop]
+    if request_id:
+        headers.append((b"x-request-id", request_id))
+    return headers
+
+
+def upgrade_headers(head: ResponseHead, request_id: bytes) -> Headers:
+    """The head of a 101: as an answer, with the upgrade itself put back."""
+    headers = answer_headers(head, request_id)
+    headers += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
+    return headers

@@ -1,0 +1,38 @@
+"""One exchange from arrival to its last byte: the innermost service of the exchange chain."""
+
+from filters.api import Attempt, Exchange, Kind, Outcome, Reason, Reject, Service
+
+
+class Forward:
+    """Send the exchange on through the attempt chain and relay the answer.
+
+    Returns after the last byte. Raises Reject when no attempt brought a usable answer; the
+    answer of an upstream that refuses (503, 429, ...) is usable, and is the client's to see.
+    """
+
+    __slots__ = ("_attempts",)
+
+    def __init__(self, attempts: Service[Attempt, Outcome]) -> None:
+        self._attempts = attempts
+
+    async def __call__(self, exchange: Exchange) -> Outcome:
+        outcome = await self._attempts(Attempt(exchange, 1, ()))
+        answer, permit = outcome.answer, outcome.permit
+        if answer is None:
+            reason = outcome.reason or Reason.INTERNAL
+            raise Reject(reason, outcome.detail, retry_after=outcome.retry_after)
+        ended = Outcome(Kind.IGNORED, answer.status)
+        try:
+            # The commit point is inside: relay sends the head, and from there on there is no
+            # other attempt.
+            ended = await answer.relay(exchange)
+        finally:
+            if permit is not None:
+                # A failing status stays a failure of the endpoint, however well it was relayed.
+                failed = outcome.kind is Kind.FAILED and ended.kind is Kind.OK
+                permit.release(outcome if failed else ended)
+        if ended.kind is Kind.FAILED:
+            exchange.reason = ended.reason
+            if not exchange.downstream.committed:
+                raise Reject(ended.reason or Reason.INTERNAL)
+        return ended

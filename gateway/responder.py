@@ -1,0 +1,163 @@
+"""The answer side of one exchange: framing, chunking, flow control, the visible abort.
+
+Framing is chosen from what is known of the body and what the client speaks; nothing of the
+upstream's framing is copied.
+"""
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from filters.api import Flow, Headers
+from gateway import wire
+from gateway.chunked import encode_end
+
+if TYPE_CHECKING:
+    from gateway.downstream import Downstream
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Responder:
+    """Implements ``filters.api.Downstream`` for one exchange; useless after ``cut_off``."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head",
+        "_keep",
+        "_method",
+        "_minor",
+        "_muted",
+        "_until_close",
+        "bytes_sent",
+        "committed",
+        "finished",
+        "request_id",
+        "status",
+        "upgrade",
+    )
+
+    def __init__(
+        self, connection: "Downstream", method: bytes, minor: int, keep: bool, upgrade: bool
+    ) -> None:
+        self._connection: Downstream | None = connection
+        self._method = method
+        self._minor = minor
+        self._keep = keep
+        self._head = b""
+        self._muted = False
+        self._chunked = False
+        self._until_close = False
+        self.upgrade = upgrade
+        self.committed = False
+        self.finished = False
+        self.status = 0
+        self.bytes_sent = 0
+        self.request_id = b""
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """An interim response. Not for HTTP/1.0, which has none, nor after the head."""
+        connection = self._connection
+        if connection is not None and self._minor == 1 and not self.committed:
+            head = wire.status_line(status) + wire.field_lines(headers) + b"\r\n"
+            connection.transport.write(head)
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        self.committed = True
+        self.status = status
+        lines = [wire.status_line(status)]
+        lines += [b"%b: %b\r\n" % each for each in headers]
+        self._muted = self._method == b"HEAD" or status in (204, 304)
+        if length is not None and status != 204:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif length is None and not self._muted:
+            if self._minor == 1:
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self._until_close = True
+                connection.closing = True
+        if connection.closing or not self._keep or connection.acceptor.draining:
+            connection.closing = True
+            lines.append(b"connection: close\r\n")
+        elif self._minor == 0:
+            lines.append(b"connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
+
+    def flush(self) -> None:
+        """Send the head now: there is no body yet that could go with it in one write."""
+        head, self._head = self._head, b""
+        if head and self._connection is not None:
+            self._connection.transport.write(head)
+
+    def write(self, data: bytes) -> None:
+        """A piece of the body, not empty."""
+        connection = self._connection
+        if connection is None or self._muted:
+            return
+        self.bytes_sent += len(data)
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        connection.transport.write(data)
+
+    def finish(self, data: bytes, trailers: Headers) -> None:
+        """The last piece of the body, possibly empty, and its end."""
+        connection = self._connection
+        if connection is None:
+            return
+        self.finished = True
+        if self._muted:
+            self.flush()
+            return
+        self.bytes_sent += len(data)
+        if self._chunked:
+            end = encode_end(trailers)
+            data = b"%x\r\n%b\r\n%b" % (len(data), data, end) if data else end
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        if data:
+            connection.transport.write(data)
+
+    def abort(self) -> None:
+        """Break off. Where only the close would mark the end of the body, it must be a reset."""
+        connection = self._connection
+        if connection is None or connection.ended:
+            return
+        connection.closing = True
+        if self._until_close:
+            sock: socket.socket | None = connection.transport.get_extra_info("socket")
+            if sock is not None and sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.transport.abort()
+
+    def flow(self, source: Flow | None) -> None:
+        if self._connection is not None:
+            self._connection.flow(source)
+
+    def buffered(self) -> int:
+        """Bytes that wait for the client to read."""
+        connection = self._connection
+        return 0 if connection is None else connection.transport.get_write_buffer_size()
+
+    def switch(self, status: int, headers: Headers) -> "Downstream | None":
+        """Send the head of a 101 and hand the connection over, for a tunnel."""
+        connection = self._connection
+        if connection is None or not self.upgrade:
+            return None
+        self.committed = self.finished = True
+        self.status = status
+        head = wire.status_line(status) + wire.field_lines(headers) + b"\r\n"
+        connection.transport.write(head)
+        return connection
+
+    def cut_off(self) -> None:
+        self._connection = None

@@ -1,0 +1,397 @@
+"""The life of one gateway process: start, reload, drain, stop.
+
+Start and readiness never wait for an upstream: a sidecar that waits for its model server
+deadlocks the pod. The listeners open first; everything else (administration, names, health
+checks) begins behind them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import ssl
+import stat
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from gateway.acceptor import Acceptor
+from gateway.clock import LoopClock
+from gateway.config import Config, Listener
+from gateway.downstream import Downstream
+from gateway.membership import Membership
+from gateway.telemetry import Telemetry
+from gateway.tls import CertificateFiles, Poll, ServerTls
+from gateway.wiring import Seams, Wiring
+
+if TYPE_CHECKING:
+    from gateway.admin import Admin
+
+log = logging.getLogger("tailrace")
+
+BACKLOG = 4096
+OTHER_FILES = 128
+"""File descriptors left for what is not a connection: logs, certificates, libraries, DNS."""
+CERTIFICATES_S = 2.0
+
+
+class Server:
+    """One gateway. ``addresses`` are the bound ones, ``(host, port)`` or the path of a socket."""
+
+    def __init__(self, config: Config, path: Path | None = None) -> None:
+        self.config = config
+        self.path = path
+        self.addresses: list[tuple[str, int] | str] = []
+        self.ready = False
+        self.reloads = 0
+        self.reload_failures = 0
+        self.reload_error: str | None = None
+        self.reloaded_at = time.time()
+        self.drained = asyncio.Event()
+        self.memberships: dict[str, Membership] = {}
+        self.admin: Admin | None = None
+        self._bound: dict[str, _Bound] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._draining: asyncio.Task[bool] | None = None
+
+    # -- start and stop ------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the listeners. Raises OSError if one cannot be bound; then nothing stays open."""
+        loop = asyncio.get_running_loop()
+        self.loop = loop
+        self.clock = LoopClock(loop)
+        seed = int.from_bytes(os.urandom(8))
+        self.rng = Random(seed)
+        log.debug("seed %d", seed)
+        self.telemetry = Telemetry(self.config.telemetry, self.clock, self.rng)
+        self.seams = Seams(self.clock, self.rng, loop, self.telemetry)
+        self.memberships = self._members(self.config)
+        self.wiring = self._wire(self.config, None)
+        connections = connection_limit(self.config.limits.connections)
+        self.acceptor = Acceptor(
+            self.wiring, self.telemetry, self.clock, self.rng, loop, connections
+        )
+        try:
+            for listener in self.config.listen:
+                await self._bind(listener)
+        except BaseException:
+            self._close_listeners()
+            raise
+        self._list_addresses()
+        self.ready = True
+        for membership in self.memberships.values():
+            membership.start()
+        self.background(self._watch_certificates())
+        self.telemetry.start(loop)
+
+    async def start_admin(self) -> None:
+        """Open the admin listener; its libraries are loaded only now, behind the open listeners."""
+        if self.config.admin is None:
+            return
+        from gateway.admin import Admin
+
+        self.admin = Admin(self)
+        await self.admin.start()
+
+    async def stop(self) -> None:
+        """Stop now: close the listeners, abort what is left, end every background task."""
+        self.ready = False
+        self._close_listeners()
+        for connection in list(self.acceptor.connections):
+            connection.transport.abort()
+        # Aborted connections cancel their exchanges, which release what they hold upstream.
+        while self.acceptor.connections:
+            await asyncio.sleep(0)
+        for membership in self.memberships.values():
+            await membership.stop()
+            membership.retire(None)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.admin is not None:
+            await self.admin.stop()
+        await self.telemetry.stop()
+        self.clock.close()
+        self.drained.set()
+
+    def drain(self) -> "asyncio.Task[bool]":
+        """Begin to drain, once; the task's result is whether everything ended by itself."""
+        if self._draining is None:
+            self._draining = self.loop.create_task(self._drain())
+        return self._draining
+
+    async def _drain(self) -> bool:
+        """Not ready, but serving on until load balancers notice; then finish what is under way."""
+        self.ready = False
+        log.info("draining: not ready, serving for %g s more", self.config.drain.grace)
+        await asyncio.sleep(self.config.drain.grace)
+        self._close_listeners()
+        self.acceptor.drain()
+        end = self.clock.now() + self.config.drain.timeout
+        while self.acceptor.connections and self.clock.now() < end:
+            await asyncio.sleep(0.02)
+        left = len(list(self.acceptor.exchanges()))
+        if left:
+            log.warning("drain timed out with %d exchanges under way", left)
+        self.drained.set()
+        return left == 0
+
+    # -- reload --------------------------------------------------------------------------------
+
+    async def reload(self, config: Config | None = None) -> bool:
+        """Put a new configuration in force, or keep the old one whole. True if it is in force.
+
+        Without ``config`` the file is read again. The swap itself is one assignment between two
+        requests; exchanges under way end on the configuration that they began with.
+        """
+        try:
+            if config is None:
+                config = await self._read()
+            await self._swap(config)
+        except Exception as error:
+            self.reload_failures += 1
+            self.reload_error = str(error)
+            log.error("reload failed, the old configuration stays: %s", error)
+            return False
+        self.reloads += 1
+        self.reload_error = None
+        self.reloaded_at = time.time()
+        log.info("configuration reloaded")
+        return True
+
+    async def _read(self) -> Config:
+        if self.path is None:
+            raise ValueError("started without a configuration file")
+        from gateway.config_source import load
+
+        return await asyncio.to_thread(load, self.path)
+
+    async def _swap(self, config: Config) -> None:
+        old = self.memberships
+        # Everything that can fail comes first, and touches nothing that is in use.
+        memberships = self._members(config, old)
+        try:
+            wiring = self._wire(config, self.wiring, memberships)
+            secured = self._secured(config)
+            added = [each for each in config.listen if each.address not in self._bound]
+            for listener in added:
+                await self._bind(listener)
+        except BaseException:
+            for name, membership in memberships.items():
+                membership.retire(old.get(name))
+            for membership in old.values():
+                membership.claim()
+            raise
+        self.config, self.wiring, self.memberships = config, wiring, memberships
+        self.acceptor.use(wiring)
+        self.telemetry.use(config.telemetry)
+        for address, (listener, tls) in secured.items():
+            self._bound[address].secure(listener, tls)
+        for address in [a for a in self._bound if a not in {each.address for each in config.listen}]:
+            self._bound.pop(address).close()
+        self._list_addresses()
+        for name, membership in old.items():
+            await membership.stop()
+            membership.retire(memberships.get(name))
+        for membership in memberships.values():
+            membership.start()
+
+    def _members(
+        self, config: Config, old: dict[str, Membership] | None = None
+    ) -> dict[str, Membership]:
+        old = old or {}
+        return {
+            name: Membership(name, each, self.clock, self.rng, self.loop, old.get(name))
+            for name, each in config.clusters.items()
+        }
+
+    def _wire(
+        self, config: Config, previous: Wiring | None, members: dict[str, Membership] | None = None
+    ) -> Wiring:
+        members = self.memberships if members is None else members
+        clusters = {name: each.cluster for name, each in members.items()}
+        return Wiring(config, clusters, self.seams, previous)
+
+    # -- listeners -----------------------------------------------------------------------------
+
+    async def _bind(self, listener: Listener) -> None:
+        tls = ServerTls(listener.tls) if listener.tls is not None else None
+        context = tls.listening if tls is not None else None
+
+        def accepted() -> Downstream:
+            return Downstream(self.acceptor)
+
+        if listener.address.startswith("unix:"):
+            path = listener.address.removeprefix("unix:")
+            _remove_stale_socket(path)
+            server = await self.loop.create_unix_server(
+                accepted, path, ssl=context, backlog=BACKLOG
+            )
+        else:
+            host, _, port = listener.address.rpartition(":")
+            server = await self.loop.create_server(
+                accepted, host.strip("[]") or None, int(port), ssl=context, backlog=BACKLOG
+            )
+        self._bound[listener.address] = _Bound(listener, server, tls)
+
+    def _secured(self, config: Config) -> dict[str, tuple[Listener, ServerTls]]:
+        """New certificate files for listeners that stay. Raises for what a reload cannot do."""
+        changed = {}
+        for listener in config.listen:
+            bound = self._bound.get(listener.address)
+            if bound is None or listener.tls == bound.listener.tls:
+                continue
+            if listener.tls is None or bound.tls is None:
+                raise ValueError(f"{listener.address}: turning TLS on or off needs a restart")
+            changed[listener.address] = (listener, ServerTls(listener.tls))
+        return changed
+
+    def _list_addresses(self) -> None:
+        self.addresses = []
+        for bound in self._bound.values():
+            for sock in bound.server.sockets:
+                name = sock.getsockname()
+                self.addresses.append(name if isinstance(name, str) else name[:2])
+
+    def _close_listeners(self) -> None:
+        for bound in self._bound.values():
+            bound.close()
+        self._bound.clear()
+
+    # -- background ----------------------------------------------------------------------------
+
+    def background(self, work: Coroutine[object, object, object]) -> None:
+        """Run to the end or to the stop, whichever comes first."""
+        task: asyncio.Task[object] = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch_file(self) -> None:
+        """Reload by itself when the configuration file changes."""
+        if self.path is not None:
+            self.background(self._watch_file(self.path))
+
+    async def _watch_file(self, path: Path) -> None:
+        """Look once a second: works on every mount, and through the symlinks that Kubernetes
+        swaps under a ConfigMap, which change inode and time of what the path leads to."""
+        seen = _stamp(path)
+        while True:
+            await asyncio.sleep(1)
+            now = _stamp(path)
+            if now != seen and now is not None:
+                seen = now
+                await self.reload()
+
+    async def _watch_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(CERTIFICATES_S)
+            found: list[CertificateFiles | None] = [each.tls for each in self._bound.values()]
+            found += [each.tls for each in self.memberships.values()]
+            for files in found:
+                if files is None:
+                    continue
+                result = await asyncio.to_thread(files.poll)
+                if result is Poll.CHANGED:
+                    log.info("certificates reloaded")
+                elif result is Poll.ERROR:
+                    log.error("certificates not reloaded, the old ones stay: %s", files.error)
+
+
+class _Bound:
+    """A listener with its socket and TLS."""
+
+    def __init__(self, listener: Listener, server: asyncio.Server, tls: ServerTls | None) -> None:
+        self.listener = listener
+        self.server = server
+        self.tls = tls
+
+    def secure(self, listener: Listener, tls: ServerTls) -> None:
+        """Take over new certificate files under the same address."""
+        assert self.tls is not None
+        tls.take_over(self.tls)
+        self.listener, self.tls = listener, tls
+
+    def close(self) -> None:
+        self.server.close()
+        if self.listener.address.startswith("unix:"):
+            with contextlib.suppress(OSError):
+                Path(self.listener.address.removeprefix("unix:")).unlink()
+
+
+def connection_limit(wanted: int) -> int:
+    """Raise RLIMIT_NOFILE to its hard limit; the connections that then fit, each with an upstream.
+
+    A client's connection and its upstream's are two descriptors, so half of what there is.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    fits = max(16, (soft - OTHER_FILES) // 2)
+    if fits < wanted:
+        log.warning("limits.connections %d is above what %d open files allow: %d", wanted, soft, fits)
+    return min(wanted, fits)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A socket file that a killed process left behind would keep us from binding."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            Path(path).unlink()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+async def serve(config: Config, path: Path | None) -> int:
+    """Run until a signal says otherwise. Returns the exit code: 0, or 3 for a forced drain."""
+    import signal
+
+    server = Server(config, path)
+    await server.start()
+    for address in server.addresses:
+        shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        print(f"listening on {shown}", flush=True)  # noqa: T201
+    await server.start_admin()
+    server.watch_file()
+    now = asyncio.Event()
+
+    def terminate() -> None:
+        if server.drain().done() or terminated:
+            now.set()
+        terminated.append(True)
+
+    terminated: list[bool] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server.loop.add_signal_handler(number, terminate)
+    server.loop.add_signal_handler(
+        signal.SIGHUP, lambda: server.background(server.reload())
+    )
+    drained = server.loop.create_task(server.drained.wait())
+    forced = server.loop.create_task(now.wait())
+    await asyncio.wait((drained, forced), return_when=asyncio.FIRST_COMPLETED)
+    clean = drained.done() and server.drain().done() and server.drain().result()
+    await server.stop()
+    return 0 if clean else 3
+
+
+def run(config: Config, path: Path | None = None) -> int:
+    """The ``run`` command. Exit codes: 0, 1 could not start, 3 drain was forced."""
+    import uvloop
+
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    try:
+        return uvloop.run(serve(config, path))
+    except (OSError, ssl.SSLError) as error:
+        log.error("could not start: %s", error)
+        return 1

@@ -1,0 +1,1 @@
+"""Virtual-time simulation of the production chains."""

@@ -1,0 +1,228 @@
+"""EDGE 2: a connection to an upstream, and one request on it at a time.
+
+It parses what comes and tells its ``Call`` (``gateway/call.py``), which is one attempt on this
+connection. Body bytes go from this protocol's callback straight into the client's transport; no
+task wakes per chunk. ``gateway/pool.py`` keeps the connections.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from filters.api import Headers, Reason, Reject
+from gateway import wire
+from gateway.chunked import Decoder
+
+if TYPE_CHECKING:
+    from gateway.call import Call
+    from gateway.pool import Pool
+    from gateway.tunnel import Tunnel
+
+HEAD_BYTES = 64 * 1024
+HEADERS = 256
+INTERIM = 16
+"""1xx responses that one answer may begin with."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection. ``call`` is whose answer comes next; without one, any byte is an intruder."""
+
+    __slots__ = (
+        "_decoder",
+        "_interim",
+        "_left",
+        "_pending",
+        "call",
+        "closed",
+        "counted",
+        "head",
+        "idle_since",
+        "pool",
+        "reused",
+        "transport",
+        "tunnel",
+    )
+
+    def __init__(self, pool: "Pool") -> None:
+        self.pool = pool
+        self.transport = cast("asyncio.Transport", None)
+        self.call: Call | None = None
+        self.tunnel: Tunnel | None = None
+        self.closed = False
+        self.counted = False
+        self.reused = False
+        self.idle_since = 0.0
+        self.head: wire.ResponseHead | None = None
+        self._pending: bytearray | None = None
+        self._decoder: Decoder | None = None
+        self._left = 0
+        self._interim = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.pool.gone(self)
+        if self.tunnel is not None:
+            self.tunnel.lost()
+        call = self.call
+        if call is not None:
+            self.call = None
+            self._ended(call)
+
+    def eof_received(self) -> bool:
+        if self.tunnel is not None:
+            return self.tunnel.half_closed(by_downstream=False)
+        return False
+
+    def _ended(self, call: "Call") -> None:
+        """The upstream closed while an answer was due."""
+        head = self.head
+        if head is not None and head.length == -1:
+            call.ended(b"", [])
+        elif head is None:
+            call.failed(Reason.UPSTREAM_RESET, "closed before the answer")
+        else:
+            call.failed(Reason.UPSTREAM_TRUNCATED, "closed within the answer")
+
+    def pause_writing(self) -> None:
+        if self.tunnel is not None:
+            self.tunnel.downstream.pause()
+        elif self.call is not None:
+            self.call.body.pause()
+
+    def resume_writing(self) -> None:
+        if self.tunnel is not None:
+            self.tunnel.downstream.resume()
+        elif self.call is not None:
+            self.call.body.resume()
+
+    def pause(self) -> None:
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self.closed:
+            self.transport.resume_reading()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        call = self.call
+        if call is None:
+            if self.tunnel is not None:
+                self.tunnel.from_upstream(data)
+            else:
+                self.close()
+            return
+        try:
+            head = self.head
+            if head is None:
+                self._head_data(call, data)
+            elif head.length is None:
+                self._chunked_data(call, data)
+            elif head.length >= 0:
+                self._length_data(call, data)
+            else:
+                call.piece(data)
+        except Reject as reject:
+            self.close()
+            call.failed(reject.reason, reject.detail)
+
+    def _head_data(self, call: "Call", data: bytes) -> None:
+        call.answered = True
+        pending = self._pending
+        if pending is None:
+            end = data.find(b"\r\n\r\n")
+        else:
+            seen = len(pending)
+            pending += data
+            end = pending.find(b"\r\n\r\n", max(0, seen - 3))
+        if end < 0:
+            if pending is None:
+                pending = self._pending = bytearray(data)
+            if len(pending) > HEAD_BYTES:
+                wire.broken("head too large")
+            if not b"HTTP/1.".startswith(pending[:7]):
+                wire.broken("not HTTP/1")
+            return
+        if end > HEAD_BYTES:
+            wire.broken("head too large")
+        if pending is not None:
+            data = bytes(pending)
+            self._pending = None
+        head = wire.parse_response(data[: end + 4], method=call.method, headers=HEADERS)
+        self._begin(call, head, data[end + 4 :])
+
+    def _begin(self, call: "Call", head: wire.ResponseHead, rest: bytes) -> None:
+        if head.status < 200:
+            self._interim_head(call, head, rest)
+            return
+        self.head = head
+        length = head.length
+        if length == 0:
+            call.begun(head)
+            self._done(call, b"", [], rest)
+            return
+        if length is None:
+            self._decoder = Decoder(Reason.UPSTREAM_PROTOCOL)
+        else:
+            self._left = length
+        call.begun(head)
+        if rest:
+            self.data_received(rest)
+
+    def _interim_head(self, call: "Call", head: wire.ResponseHead, rest: bytes) -> None:
+        if head.status == 101:
+            if not call.upgrade or head.index.get(b"upgrade", b"").lower() != b"websocket":
+                wire.broken("switched protocols unasked")
+            self.head = head
+            self.call = None
+            call.switched(head, rest)
+            return
+        self._interim += 1
+        if self._interim > INTERIM:
+            wire.broken(f"more than {INTERIM} interim responses")
+        if head.status != 100:
+            call.interim(head)
+        if rest:
+            self.data_received(rest)
+
+    def _length_data(self, call: "Call", data: bytes) -> None:
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            call.piece(data)
+        elif left == 0:
+            self._done(call, data, [], b"")
+        else:
+            self._done(call, data[:left], [], data[left:])
+
+    def _chunked_data(self, call: "Call", data: bytes) -> None:
+        decoder = cast("Decoder", self._decoder)
+        piece = decoder.feed(data)
+        if decoder.done:
+            self._done(call, piece, decoder.trailers, decoder.rest)
+        elif piece:
+            call.piece(piece)
+
+    def _done(self, call: "Call", data: bytes, trailers: Headers, rest: bytes) -> None:
+        """The answer is whole. Anything behind it is nobody's: the connection goes too."""
+        keep = cast("wire.ResponseHead", self.head).keep and not rest and call.request_sent
+        self.call = None
+        self.head = None
+        self._decoder = None
+        self._interim = 0
+        # The connection goes back before the exchange ends, so that what the client sends next
+        # finds it there.
+        if keep and not self.closed:
+            self.pool.put(self)
+        else:
+            self.close()
+        call.ended(data, trailers)
+
+    def close(self) -> None:
+        """Close now. What was written and not sent is lost, which is the point."""
+        if not self.closed:
+            self.closed = True
+            self.transport.abort()

@@ -1,0 +1,1 @@
+"""The batch coalescer. Empty until the work on it begins; the package reserves the name."""

@@ -1,0 +1,111 @@
+"""Tests 2 and 5: what a streamed token costs, and how much later it arrives.
+
+Both read streams of the stand-in with ``loadtests.streams`` in a process of its own; the
+proxy's CPU is sampled when that process says that its window begins and ends.
+"""
+
+import json
+import sys
+import threading
+
+from loadtests.bench import Bench, LoadError, Result, Sample
+from loadtests.processes import Child, busy_seconds
+from loadtests.proxies import REPOSITORY
+
+
+def measure_chunks(bench: Bench) -> Result:
+    """64 streams of 20 tokens per second: each chunk arrives alone, about one in 0.8 ms."""
+    seconds = 3.0 if bench.quick else 6.0
+    with bench.stand_in() as server, bench.running(server.port) as proxies:
+        return bench.interleaved(
+            proxies,
+            lambda _, proxy: _window(bench, server, proxy, 64, 1.0, seconds),
+        )
+
+
+def measure_streams(bench: Bench) -> Result:
+    """1,000 streams of 20 tokens per second; the added delay is what direct reading lacks.
+
+    ``added_p50_ms`` and ``added_p99_ms`` are the quantile through the proxy minus the same
+    quantile measured directly in the same round.
+    """
+    seconds = 4.0 if bench.quick else 8.0
+    with bench.stand_in() as server, bench.running(server.port) as proxies:
+        direct: Sample = {}
+
+        def once(name: str, proxy: Child | None) -> Sample:
+            sample = _window(bench, server, proxy, 1000, 2.0, seconds)
+            if proxy is None:
+                direct.clear()
+                direct.update(sample)
+            elif direct:
+                for quantile in ("p50_ms", "p99_ms"):
+                    sample[f"added_{quantile}"] = sample[quantile] - direct[quantile]
+            return sample
+
+        return bench.interleaved(proxies, once)
+
+
+def _window(
+    bench: Bench, server: Child, proxy: Child | None, streams: int, ramp: float, seconds: float
+) -> Sample:
+    """One run of the reader through ``proxy``, or straight from the stand-in ``server``."""
+    port = (proxy or server).port
+    command = [sys.executable, "-m", "loadtests.streams", "--port", str(port)]
+    command += ["--streams", str(streams), "--ramp", str(ramp), "--seconds", str(seconds)]
+    log = bench.scratch / "streams.log"
+    cores = bench.cores.load
+    with Child.start(
+        "streams", command, log, cores=cores, stdout_pipe=True, cwd=REPOSITORY
+    ) as reader:
+        limit = threading.Timer(ramp + seconds + 30, reader.process.kill)
+        limit.start()
+        try:
+            _expect(reader, "begin")
+            proxy_before, load_before = _cpu(proxy), _cpu(server) + _cpu(reader)
+            busy_before = busy_seconds(bench.cores.proxy)
+            _expect(reader, "end")
+            proxy_spent = _cpu(proxy) - proxy_before
+            load_spent = _cpu(server) + _cpu(reader) - load_before
+            busy = busy_seconds(bench.cores.proxy) - busy_before
+            read: Sample = json.loads(_line(reader))
+        finally:
+            limit.cancel()
+    if read["refused"] or read["broken"] or not read["tokens"]:
+        raise LoadError(
+            f"{read['refused']:.0f} streams refused, {read['broken']:.0f} broken, "
+            f"{read['tokens']:.0f} tokens"
+        )
+    sample = {
+        "p50_ms": read["p50_us"] / 1e3,
+        "p99_ms": read["p99_us"] / 1e3,
+        "max_ms": read["max_us"] / 1e3,
+        "delivered": read["tokens"] / read["expected"],
+        "tokens_per_read": read["tokens"] / read["reads"],
+        "load_share": load_spent / seconds / len(bench.cores.load),
+    }
+    if proxy is not None:
+        sample["cpu_us"] = proxy_spent * 1e6 / read["tokens"]
+        sample["core_share"] = proxy_spent / seconds
+        if not bench.cores.proxy & bench.cores.load:
+            sample["others_share"] = max(0.0, (busy - proxy_spent) / seconds)
+        sample["resident_mb"] = proxy.resident_bytes() / 1e6
+    return sample
+
+
+def _cpu(process: Child | None) -> float:
+    return process.cpu_seconds() if process is not None else 0.0
+
+
+def _line(reader: Child) -> str:
+    assert reader.process.stdout is not None
+    line = reader.process.stdout.readline().decode().strip()
+    if not line:
+        raise LoadError(f"the reader of streams ended early: {reader.tail()}")
+    return line
+
+
+def _expect(reader: Child, word: str) -> None:
+    line = _line(reader)
+    if line != word:
+        raise LoadError(f"the reader of streams said {line!r}")

@@ -1,0 +1,1 @@
+"""Configurations of the proxies that tailrace is compared with."""

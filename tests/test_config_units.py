@@ -1,0 +1,168 @@
+"""Numbers and text as people write them."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config_text import (
+    parse_address,
+    parse_cidr,
+    parse_endpoint,
+    parse_header_value,
+    parse_host,
+    parse_path,
+    parse_url,
+)
+from gateway.config_units import (
+    BadValueError,
+    format_unit,
+    parse_duration,
+    parse_share,
+    parse_size,
+)
+
+GOOD: list[tuple[Callable[[str], object], str, object]] = [
+    (parse_duration, "0", 0.0),
+    (parse_duration, "500ms", 0.5),
+    (parse_duration, "10s", 10.0),
+    (parse_duration, "5m", 300.0),
+    (parse_duration, "1h", 3600.0),
+    (parse_duration, "1d", 86400.0),
+    (parse_duration, "1m30s", 90.0),
+    (parse_duration, "1.5s", 1.5),
+    (parse_duration, "250us", 0.00025),
+    (parse_size, "0", 0),
+    (parse_size, "65536", 65536),
+    (parse_size, "64KiB", 65536),
+    (parse_size, "1MiB", 1048576),
+    (parse_size, "1.5GiB", 1610612736),
+    (parse_size, "64KB", 64000),
+    (parse_size, "64kB", 64000),
+    (parse_size, "1MB", 1000000),
+    (parse_size, "12B", 12),
+    (parse_share, "5%", 0.05),
+    (parse_share, "0.05", 0.05),
+    (parse_share, "100%", 1.0),
+    (parse_share, "1", 1.0),
+    (parse_share, "0", 0.0),
+    (parse_share, "12.5%", 0.125),
+    (parse_address, "127.0.0.1:80", "127.0.0.1:80"),
+    (parse_address, "LocalHost:080", "localhost:80"),
+    (parse_address, "[::1]:80", "[::1]:80"),
+    (parse_address, "[0:0::1]:80", "[::1]:80"),
+    (parse_address, "unix:/run/x", "unix:/run/x"),
+    (parse_address, "unix:///run/x", "unix:/run/x"),
+    (parse_endpoint, "http://a", "http://a"),
+    (parse_endpoint, "HTTPS://A:443/", "https://a:443"),
+    (parse_endpoint, "http://[::1]", "http://[::1]"),
+    (parse_endpoint, "unix:/run/x", "unix:/run/x"),
+    (parse_endpoint, "http://a_b.svc.cluster.local.:1", "http://a_b.svc.cluster.local.:1"),
+    (parse_url, "http://c:4318/v1/traces", "http://c:4318/v1/traces"),
+    (parse_cidr, "10.0.0.0/8", "10.0.0.0/8"),
+    (parse_cidr, "::1", "::1/128"),
+    (parse_host, "*.A.b", "*.a.b"),
+    (parse_host, "[::1]", "[::1]"),
+    (parse_path, "/v1/%20x", "/v1/%20x"),
+    (parse_header_value, "a b", "a b"),
+]
+BAD: list[tuple[Callable[[str], object], str]] = [
+    *((parse_duration, each) for each in ("", "10", "s", "-1s", "1 s", "1x", "1e3s", "400d")),
+    *((parse_duration, each) for each in ("١s", "nan", "infs", "1s2", "0.1us", "9" * 30 + "s")),
+    *((parse_size, each) for each in ("", "-1", "1k", "64Ki", "1.5", "1.5B", "1 MiB", "9e9", "²")),
+    *((parse_size, each) for each in ("99999999999TiB", "1mib")),
+    *((parse_share, each) for each in ("", "-1%", "101%", "2", "1e-3", "%", "nan", "1e-10%")),
+    *((parse_address, each) for each in ("", "80", ":80", "a", "a:", "a:x", "::1:80", "[::1]")),
+    *((parse_address, each) for each in ("[::1", "[1.2.3.4]:1", "a:70000", "http://a:1", "a b:1")),
+    *((parse_address, each) for each in ("unix:", "unix:x", "unix:/" + "x" * 200, "1.2.3:1")),
+    *((parse_address, each) for each in ("[fe80::1%eth0]:80", "a:-1", "a:١", "unix:/a\nb")),
+    *((parse_endpoint, each) for each in ("", "a", "http://", "http://a:0", "ws://a", "http:///x")),
+    *((parse_endpoint, each) for each in ("http://a/v1", "http://a?x", "http://a#x", "http://u@a")),
+    *((parse_endpoint, each) for each in ("http://é.com", "http://a..b", "http://1.2.3.4.5")),
+    *(
+        (parse_endpoint, each)
+        for each in ("http://[::1]x", "http://::1", "http://-a", "http://a b")
+    ),
+    *((parse_url, each) for each in ("a", "ftp://a", "http://u@a", "http://a/é", "http://a:x/")),
+    *((parse_cidr, each) for each in ("", "x", "10.0.0.1/8", "10.0.0.0/33", "localhost")),
+    *((parse_host, each) for each in ("", "*", "a*.b", "a:80", "*.", "::1", "[::1]:80")),
+    *((parse_path, each) for each in ("", "v1", "/a b", "/é", "/\n")),
+    *((parse_header_value, each) for each in (" a", "a\r\nb: c", "é", "\0")),
+]
+
+
+@pytest.mark.parametrize(("parse", "text", "value"), GOOD)
+def test_good(parse: Callable[[str], object], text: str, value: object) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(("parse", "text"), BAD)
+def test_bad(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(BadValueError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "hint"),
+    [
+        (parse_duration, "10sec", "write 10s"),
+        (parse_duration, "2 Minutes", "write 2m"),
+        (parse_size, "64K", "write 64KiB"),
+        (parse_size, "2g", "write 2GiB"),
+        (parse_share, "50", "write 50%"),
+        (parse_endpoint, "localhost:8000", "write http://localhost:8000"),
+        (parse_endpoint, "http://a:1/v1?x", "write http://a:1,"),
+        (parse_cidr, "192.168.1.7/24", "write 192.168.1.0/24"),
+    ],
+)
+def test_hints(parse: Callable[[str], object], text: str, hint: str) -> None:
+    with pytest.raises(BadValueError) as raised:
+        parse(text)
+    assert hint in raised.value.hint
+
+
+@given(st.floats(min_value=1e-6, max_value=366 * 86400))
+def test_every_duration_is_written_back(seconds: float) -> None:
+    assert parse_duration(format_unit(seconds, "duration")) == seconds
+
+
+@given(st.integers(min_value=0, max_value=2**60))
+def test_every_size_is_written_back(size: int) -> None:
+    assert parse_size(format_unit(size, "size")) == size
+
+
+@given(st.floats(min_value=1e-9, max_value=1))
+def test_every_share_is_written_back(share: float) -> None:
+    assert parse_share(format_unit(share, "share")) == share
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["us", "ms", "s", "m", "h", "d"]))
+def test_what_is_written_by_hand_survives(number: int, unit: str) -> None:
+    try:
+        seconds = parse_duration(f"{number}{unit}")
+    except BadValueError:
+        return
+    assert parse_duration(format_unit(seconds, "duration")) == seconds
+
+
+@given(
+    st.sampled_from([parse for parse, _ in BAD]),
+    st.text(max_size=40) | st.from_regex(r"[0-9a-z:/.\[\]%@*-]{0,30}"),
+)
+def test_no_parser_raises_anything_else(parse: Callable[[str], object], text: str) -> None:
+    try:
+        parse(text)
+    except BadValueError as bad:
+        assert str(bad)
+
+
+@given(st.from_regex(re.compile(r"[a-z0-9.:\[\]/-]{1,30}"), fullmatch=True))
+def test_canonical_forms_are_stable(text: str) -> None:
+    for parse in (parse_address, parse_endpoint, parse_cidr, parse_host):
+        try:
+            once = parse(text)
+        except BadValueError:
+            continue
+        assert parse(once) == once

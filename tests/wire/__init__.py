@@ -1,0 +1,1 @@
+"""Tests over real sockets: a scripted origin, the gateway, and a client that sends any bytes."""
