@@ -33,16 +33,20 @@ class Config(Struct, frozen=True):
     stall: Duration = 120.0
 
 
-def bound(config: Config, arrived: float, asked_ms: bytes | None) -> float:
+def bound(config: Config, arrived: float, asked_ms: bytes | None, trusted: bool = True) -> float:
     """The absolute deadline, in the seconds of ``arrived``. O(1).
 
     The smallest of ``max``, what the client asked for and, where it asked for nothing,
     ``default``. Asking is a plain decimal number of milliseconds; anything else (signs,
     fractions, NaN, words, too many digits) is as if nothing had been asked, because a deadline
-    guessed from a mistake would fail requests that would have been answered.
+    guessed from a mistake would fail requests that would have been answered. A client that is
+    not ``trusted`` can only shorten ``default``.
     """
     if asked_ms is not None and asked_ms.isdigit() and len(asked_ms) <= DIGITS:
-        return arrived + min(config.max, int(asked_ms) / 1000)
+        most = config.max
+        if config.default is not None and not trusted:
+            most = min(most, config.default)
+        return arrived + min(most, int(asked_ms) / 1000)
     if config.default is not None:
         return arrived + min(config.max, config.default)
     return arrived + config.max
@@ -63,8 +67,11 @@ class Deadline:
         self.expired = 0
 
     async def __call__(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
-        deadline = bound(self._config, exchange.arrived, exchange.request.index.get(HEADER))
+        asked = exchange.request.index.get(HEADER)
+        deadline = bound(self._config, exchange.arrived, asked, exchange.trusted)
         exchange.deadline = deadline
+        # Only a deadline that somebody named is worth telling the upstream.
+        exchange.asked = asked is not None or self._config.default is not None
         if self._clock.now() >= deadline:
             raise self._expired(exchange)
         expiry = _Expiry(cast("Task[object]", current_task()))

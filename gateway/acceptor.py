@@ -11,7 +11,7 @@ from functools import lru_cache
 from random import Random
 
 from filters.api import Exchange, Reject
-from gateway import config, half_close
+from gateway import half_close
 from gateway.body import ReplayStore
 from gateway.clock import LoopClock
 from gateway.downstream import Downstream
@@ -117,11 +117,14 @@ class Acceptor:
         self._id_count += 1
         return self._id_prefix + b"%x" % self._id_count
 
-    def refusal(self, reject: Reject, connection: Downstream) -> bytes:
-        """The whole answer to something that did not become an exchange."""
-        request_id = self.next_id()
+    def refusal(
+        self, reject: Reject, connection: Downstream, exchange: Exchange | None = None
+    ) -> bytes:
+        """The whole answer to what did not become an exchange, or to one whose body broke."""
+        request_id = self.next_id() if exchange is None else exchange.request_id
         status, headers, body = render(reject, request_id)
-        self.telemetry.refused(reject, status, connection.client, request_id)
+        if exchange is None:  # an exchange is counted and logged at its end
+            self.telemetry.refused(reject, status, connection.client, request_id)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"connection", b"close"))
         return status_line(status) + field_lines(headers) + b"\r\n" + body

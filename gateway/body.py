@@ -34,7 +34,7 @@ class Source(Flow, Protocol):
 class ReplayStore:
     """How many bytes all kept bodies hold, and how many bodies were too large to keep."""
 
-    __slots__ = ("body_bytes", "bodies_streamed", "held", "total_bytes")
+    __slots__ = ("bodies_streamed", "body_bytes", "held", "total_bytes")
 
     def __init__(self, body_bytes: int, total_bytes: int) -> None:
         self.body_bytes = body_bytes
@@ -55,12 +55,14 @@ class RequestBody:
         "aborted",
         "complete",
         "length",
+        "received",
         "replayable",
         "trailers",
     )
 
     def __init__(self, length: int | None, store: ReplayStore, source: Source) -> None:
         self.length = length
+        self.received = 0
         self.complete = length == 0
         self.aborted = False
         self.replayable = True
@@ -74,6 +76,7 @@ class RequestBody:
     # -- the client's side
 
     def feed(self, data: bytes) -> None:
+        self.received += len(data)
         sink = self._sink
         if sink is not None:
             sink.body_data(data)

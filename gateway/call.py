@@ -1,15 +1,16 @@
 """One attempt on one upstream connection: what is sent, the answer, and the clocks that bound it.
 
 Of the four clocks, connect is the pool's and total is the deadline filter's; first byte and stall
-are here, both by one alarm that is only moved when it rings.
+are here, both on one timer.
 """
 
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from filters.api import Attempt, Clock, Exchange, Handle, Headers, Kind, Outcome, Reason
+from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import wire
 from gateway.chunked import encode, encode_end
+from gateway.clock import Timer
 from gateway.headers import answer_headers, upgrade_headers
 from gateway.tunnel import Tunnel
 
@@ -29,15 +30,12 @@ class Call:
     """
 
     __slots__ = (
-        "_alarm",
-        "_asked",
         "_chunked",
         "_clock",
         "_connection",
         "_ended",
         "_exchange",
         "_first_byte_s",
-        "_last",
         "_paused",
         "_pieces",
         "_pieces_bytes",
@@ -45,6 +43,7 @@ class Call:
         "_sink",
         "_stall_s",
         "_stuck_bytes",
+        "_timer",
         "answered",
         "body",
         "failure",
@@ -68,7 +67,6 @@ class Call:
         self._clock = clock
         clocks: tuple[float, float] = exchange.route.clocks
         self._first_byte_s, self._stall_s = clocks
-        self._asked = self._last = clock.now()
         self._paused = False
         self._stuck_bytes = -1
         self._pieces: list[bytes] = []
@@ -85,7 +83,8 @@ class Call:
         self.answered = False
         self.head: wire.ResponseHead | None = None
         self.request_sent = False
-        self._alarm: Handle = clock.call_at(self._due(), self._look)
+        self._timer = Timer(clock, self._out_of_time)
+        self._timer.set(clock.now() + self._first_byte_s)
 
     # -- the request --------------------------------------------------------------------------
 
@@ -97,7 +96,9 @@ class Call:
         pieces = body.attach(self)
         if body.complete and not self._chunked:
             self.request_sent = True
-            connection.transport.write(head + pieces[0] if len(pieces) == 1 else b"".join([head, *pieces]))
+            connection.transport.write(
+                head + pieces[0] if len(pieces) == 1 else b"".join([head, *pieces])
+            )
             return
         connection.transport.write(head)
         for piece in pieces:
@@ -115,7 +116,8 @@ class Call:
     def body_end(self, trailers: Headers) -> None:
         connection = self._connection
         self.request_sent = True
-        self._asked = self._clock.now()
+        if self.first_byte is None:
+            self._timer.due = self._clock.now() + self._first_byte_s
         if self._chunked and connection is not None and not connection.closed:
             connection.transport.write(encode_end(trailers))
 
@@ -128,7 +130,6 @@ class Call:
 
     def begun(self, head: wire.ResponseHead) -> None:
         self.head = head
-        self._last = self._clock.now()
         if not self.failure.done():
             self.failure.set_result(None)
 
@@ -136,9 +137,12 @@ class Call:
         self._exchange.downstream.inform(head.status, answer_headers(head, b""))
 
     def piece(self, data: bytes) -> None:
-        self._last = now = self._clock.now()
+        now = self._clock.now()
         if self.first_byte is None:
             self.first_byte = now
+            self._timer.set(now + self._stall_s)
+        else:
+            self._timer.due = now + self._stall_s
         sink = self._sink
         if sink is not None:
             sink.write(data)
@@ -149,7 +153,7 @@ class Call:
             self.pause()
 
     def ended(self, data: bytes, trailers: Headers) -> None:
-        self._alarm.cancel()
+        self._timer.stop()
         self._connection = None
         self.body.detach(self)
         if self.first_byte is None:
@@ -164,7 +168,7 @@ class Call:
         self._settle(Kind.OK, None)
 
     def failed(self, reason: Reason, detail: str) -> None:
-        self._alarm.cancel()
+        self._timer.stop()
         self._connection = None
         self.body.detach(self)
         if self.head is None or self._sink is None:
@@ -178,7 +182,7 @@ class Call:
 
     def switched(self, head: wire.ResponseHead, early: bytes) -> None:
         self.head = head
-        self._alarm.cancel()
+        self._timer.stop()
         if early:
             self._pieces.append(early)
         self.failure.set_result(None)
@@ -232,6 +236,7 @@ class Call:
             raise
         finally:
             downstream.flow(None)
+            exchange.first_byte = self.first_byte
         if outcome.kind is Kind.FAILED:
             downstream.abort()
         return outcome
@@ -254,7 +259,7 @@ class Call:
 
     def discard(self) -> None:
         """The answer is not wanted: closing tells the model server to stop generating."""
-        self._alarm.cancel()
+        self._timer.stop()
         self.body.detach(self)
         connection, self._connection = self._connection, None
         self._sink = None
@@ -275,26 +280,17 @@ class Call:
         connection = self._connection
         if self._paused:
             self._paused = False
-            self._last = self._clock.now()
+            if self.first_byte is not None:
+                self._timer.due = self._clock.now() + self._stall_s
             if connection is not None:
                 connection.resume()
 
-    def _due(self) -> float:
-        if self.first_byte is None:
-            return self._asked + self._first_byte_s
-        return self._last + self._stall_s
-
-    def _look(self) -> None:
-        """A clock may have run out; the alarm is only ever set for the earliest it could be."""
-        due, now = self._due(), self._clock.now()
-        if due > now:
-            self._alarm = self._clock.call_at(due, self._look)
-            return
+    def _out_of_time(self) -> None:
         reason = Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL
         if self._paused:
             reason = Reason.CLIENT_STALLED
         if (self._paused or not self.request_sent) and self._moved():
-            self._alarm = self._clock.call_at(now + self._stall_s, self._look)
+            self._timer.set(self._clock.now() + self._stall_s)
             return
         connection = self._connection
         if connection is not None:

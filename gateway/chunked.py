@@ -16,10 +16,10 @@ TRAILERS = 32
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _EXTENSIONS = re.compile(
-    rb"(?:[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN
+    rb"(?:;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN
     + rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"))?)+'
 )  # fmt: skip
-_SIZE_AND_EXTENSIONS = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;.*)", re.DOTALL)
+_SIZE_AND_EXTENSIONS = re.compile(rb"([0-9A-Fa-f]{1,16})(;.*)", re.DOTALL)
 # Fields that would change how the message was framed, routed or trusted (RFC 9110 6.5.1).
 _FORBIDDEN_TRAILERS = frozenset((
     b"host", b"content-length", b"transfer-encoding", b"connection", b"te", b"trailer", b"upgrade",
@@ -112,7 +112,7 @@ class Decoder:
         """Keep the beginning of a size line, unless no end could make it valid."""
         if len(part) > EXTENSION_BYTES + 32 or b"\n" in part or b"\r" in part[:-1]:
             raise Reject(self._reason, "chunk size line")
-        digits = part.rstrip(b"\r").partition(b";")[0].rstrip(b" \t")
+        digits = part.rstrip(b"\r").partition(b";")[0]
         if part == b"\r" or (digits and _SIZE.fullmatch(digits) is None) or part[:1] in b" \t;":
             raise Reject(self._reason, "chunk size line")
         self._held = part

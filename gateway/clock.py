@@ -10,6 +10,9 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
+from filters.api import Clock, Handle
+
+NEVER = float("inf")
 _COMPACT_FROM = 512
 
 
@@ -91,3 +94,56 @@ class LoopClock:
         self._heap[:] = [entry for entry in self._heap if entry[2].callback is not None]
         heapq.heapify(self._heap)
         self.dead = 0
+
+
+class Timer:
+    """One bound that keeps moving, on an alarm that does not.
+
+    Moving it later is one assignment to ``due``: the alarm looks at it when it rings and goes
+    back to sleep. Only moving it earlier, by ``set``, touches the heap.
+    """
+
+    __slots__ = ("_alarm", "_callback", "_clock", "_when", "due")
+
+    def __init__(self, clock: Clock, callback: Callable[[], object]) -> None:
+        self._clock = clock
+        self._callback = callback
+        self._alarm: Handle | None = None
+        self._when = NEVER
+        self.due = NEVER
+
+    def set(self, due: float) -> None:
+        """Call back at ``due``, in the clock's seconds, whatever was set before."""
+        self.due = due
+        if due < self._when:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._when = due
+            self._alarm = self._clock.call_at(due, self._ring)
+
+    def clear(self) -> None:
+        """No bound for now. The alarm stays, for the next ``set`` to make use of."""
+        self.due = NEVER
+
+    def stop(self) -> None:
+        """No bound any more: forget the callback, which breaks the cycle to its owner."""
+        self.due = self._when = NEVER
+        self._callback = _nothing
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._when = NEVER
+        due = self.due
+        if due == NEVER:
+            return
+        if due > self._clock.now():
+            self.set(due)
+        else:
+            self.due = NEVER
+            self._callback()
+
+
+def _nothing() -> None: ...

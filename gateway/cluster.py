@@ -67,7 +67,9 @@ class Cluster:
         """An endpoint for this attempt: one that was not tried yet, if there is one."""
         candidates = self._candidates
         if attempt.tried:
-            candidates = [each for each in candidates if each.name not in attempt.tried] or candidates
+            candidates = [
+                each for each in candidates if each.name not in attempt.tried
+            ] or candidates
         if not candidates:
             return None
         if len(candidates) == 1:

@@ -216,11 +216,10 @@ def _retry(filters: Filters, path: Path, found: Converter) -> None:
 
 
 def _routes_shadowed(routes: tuple[Route, ...], found: Converter) -> None:
-    for index, later in enumerate(routes):
-        if not found.clean(("routes", index)):
-            continue
-        for number, earlier in enumerate(routes[:index]):
-            if found.clean(("routes", number)) and covers(earlier, later):
+    clean = [number for number in range(len(routes)) if found.clean(("routes", number))]
+    for place, index in enumerate(clean):
+        for number in clean[:place]:
+            if covers(routes[number], routes[index]):
                 line = found.mark(("routes", number)).line
                 message = f"this route can never match: the route on line {line} takes all of it"
                 _error(found, ("routes", index), message, "put the narrower route first")

@@ -21,6 +21,9 @@ _SECRET = re.compile(
     r"""(?!["']?(?:file:|\$\{))("[^"]*"?|'[^']*'?|[^,}\]#]+)"""
 )
 _SHOWN = 160
+# Bounds on what a file of nothing but errors can make us print.
+_MOST = 500
+_LONGEST = 20_000
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -67,6 +70,7 @@ class Problems:
         self.lines = _LINE_BREAK.split(text) if text else []
         self._secrets: list[str] = []
         self._found: dict[tuple[int, int, str], Problem] = {}
+        self._left_out = 0
 
     def error(self, mark: Mark, message: str, hint: str = "") -> None:
         self._add(mark, message, hint, "error")
@@ -95,18 +99,29 @@ class Problems:
         # Two uses of one anchor find the same error twice; it stands in the file once.
         key = (mark.line, mark.column, message)
         file = mark.file or self.file
-        self._found.setdefault(
-            key, Problem(file, mark.line, mark.column, message, hint, "", severity)
-        )
+        if key in self._found:
+            return
+        if len(self._found) < _MOST:
+            problem = Problem(file, mark.line, mark.column, message, hint, "", severity)
+            self._found[key] = problem
+        elif severity == "error":
+            self._left_out += 1
 
     def _sorted(self) -> list[Problem]:
-        return [
-            msgspec.structs.replace(problem, source_line=self._shown(problem.line))
+        shown = {number: self._shown(number) for number, _, _ in self._found}
+        found = [
+            msgspec.structs.replace(problem, source_line=shown[problem.line])
             for _, problem in sorted(self._found.items(), key=lambda item: item[0])
         ]
+        if self._left_out:
+            found.append(Problem(self.file, 0, 0, f"{self._left_out} more errors, not shown"))
+        return found
 
     def _shown(self, number: int) -> str:
-        line = _SECRET.sub(lambda found: found[1] + "*" * len(found[2]), self.line(number))
+        line = self.line(number)
+        if len(line) > _LONGEST:
+            return ""
+        line = _SECRET.sub(lambda found: found[1] + "*" * len(found[2]), line)
         for secret in self._secrets:
             line = line.replace(secret, "*" * len(secret))
         # A file can be hostile to the terminal that shows it.

@@ -153,7 +153,8 @@ def as_written(value: Any, kind: Any, off: Any = False) -> Any:
         return value.replace("${", "$${")
     if wanted.unit in NUMERIC:
         return format_unit(value, wanted.unit)
-    return value
+    # "weight: 1", not "1.0"; a bool is an int, and stays one.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _dumper() -> Any:

@@ -13,10 +13,11 @@ from filters.api import Exchange, Flow, Headers, Reason, Reject, Request
 from gateway import wire
 from gateway.body import RequestBody
 from gateway.chunked import Decoder
+from gateway.clock import Timer
+from gateway.head_buffer import HeadBuffer
 from gateway.responder import Responder
 
 if TYPE_CHECKING:
-    from gateway.clock import Alarm
     from gateway.acceptor import Acceptor
     from gateway.tunnel import Tunnel
 
@@ -29,50 +30,26 @@ LINGER_S = 2.0
 """How long a closing connection is read on, so that a reset does not destroy the last answer."""
 LINGER_BYTES = 1024 * 1024
 
-Never = float("inf")
-
 
 class Downstream(asyncio.Protocol):
     """One accepted connection. Every transition of ``_mode`` is in this file."""
 
     __slots__ = (
-        "_alarm",
-        "_body",
-        "_decoder",
-        "_due",
-        "_exchange",
-        "_expects",
-        "_flow",
-        "_left",
-        "_mode",
-        "_paused",
-        "_pending",
-        "_responder",
-        "_served",
-        "_task",
-        "client",
-        "closing",
-        "ended",
-        "forwarded",
-        "acceptor",
-        "secure",
-        "transport",
-        "trusted",
-        "tunnel",
-    )
+        "_body", "_decoder", "_exchange", "_expects", "_flow", "_held", "_left",
+        "_mode", "_partial", "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "client",
+        "closing", "ended", "secure", "transport", "trusted", "tunnel",
+    )  # fmt: skip
 
     def __init__(self, acceptor: "Acceptor") -> None:
         self.acceptor = acceptor
         self.transport = cast("asyncio.Transport", None)
         self.client = ""
-        self.secure = False
-        self.trusted = False
-        self.forwarded = b""
-        self.closing = False
-        self.ended = False
+        self.secure = self.trusted = False
+        self.closing = self.ended = False
         self.tunnel: Tunnel | None = None
         self._mode = HEAD
-        self._pending: bytearray | None = None
+        self._partial: HeadBuffer | None = None  # of a head that did not come whole
+        self._held = b""  # what was pipelined behind the exchange under way
         self._left = 0
         self._decoder: Decoder | None = None
         self._body: RequestBody | None = None
@@ -80,27 +57,21 @@ class Downstream(asyncio.Protocol):
         self._responder: Responder | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._expects = False
-        self._paused = False
-        self._served = 0
-        self._due = Never
-        self._alarm: Alarm | None = None
+        self._expects = self._paused = self._served = False
+        self._timer = Timer(acceptor.clock, self._out_of_time)
 
     # -- the connection ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if self.acceptor.admit(self):
-            self._arm(self.acceptor.timeouts.head)
+            self._allow(self.acceptor.timeouts.head)
         else:
             self._refuse(Reject(Reason.CONNECTIONS, "too many connections", retry_after=1))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
-        self._due = Never
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._timer.stop()
         self.acceptor.forget(self)
         self._leave()
         if self.tunnel is not None:
@@ -160,45 +131,23 @@ class Downstream(asyncio.Protocol):
 
     def _head_data(self, data: bytes) -> None:
         limits = self.acceptor.limits
-        pending = self._pending
+        partial = self._partial
         try:
-            if pending is None and data[0] not in b"\r\n":
+            if partial is None:
                 end = data.find(b"\r\n\r\n")
-                if 0 <= end <= limits.head_bytes:
+                if 0 <= end <= limits.head_bytes and data[0] != 13:
                     self._begin(data[: end + 4], data[end + 4 :])
                     return
-            if pending is None:
-                pending = self._pending = bytearray()
-                self._arm(self.acceptor.timeouts.head)
-            seen = len(pending)
-            pending += data
-            self._partial_head(pending, seen)
+                partial = self._partial = HeadBuffer(
+                    target_bytes=limits.target_bytes, head_bytes=limits.head_bytes
+                )
+                self._allow(self.acceptor.timeouts.head)
+            whole = partial.add(data)
+            if whole is not None:
+                self._partial = None
+                self._begin(*whole)
         except Reject as reject:
             self._refuse(reject)
-
-    def _partial_head(self, pending: bytearray, seen: int) -> None:
-        limits = self.acceptor.limits
-        if pending[0] in b"\r\n":
-            # RFC 9112 2.2: a stray CRLF after a body is forgiven, here twice.
-            if seen < 6:
-                blank = len(pending) - len(pending.lstrip(b"\r\n"))
-                if not b"\r\n\r\n".startswith(pending[: min(blank, 4)]) or blank > 4:
-                    wire.malformed("line ends before the request line")
-                if blank == len(pending) or blank % 2:
-                    if blank < len(pending):
-                        wire.malformed("bare CR before the request line")
-                    return
-                del pending[:blank]
-            seen = 0
-        end = pending.find(b"\r\n\r\n", max(0, seen - 3))
-        if end < 0 or end > limits.head_bytes:
-            wire.check_partial(
-                pending, seen, target_bytes=limits.target_bytes, head_bytes=limits.head_bytes
-            )
-            return
-        head, rest = bytes(pending[: end + 4]), bytes(pending[end + 4 :])
-        self._pending = None
-        self._begin(head, rest)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
         """A whole head is here. Raises Reject."""
@@ -221,7 +170,7 @@ class Downstream(asyncio.Protocol):
             self._expects = length != 0
         if not keep:
             self.closing = True
-        self._serve(request, keep, wants_upgrade(request))
+        self._serve(request, keep, wire.wants_upgrade(request))
         self._receive_body(length, rest)
 
     def _receive_body(self, length: int | None, rest: bytes) -> None:
@@ -242,14 +191,14 @@ class Downstream(asyncio.Protocol):
             self._expects = False
             self.data_received(rest)
         if not body.complete:
-            self._arm(self.acceptor.timeouts.body_idle)
+            self._allow(self.acceptor.timeouts.body_idle)
 
     def _length_data(self, data: bytes) -> None:
         body = cast("RequestBody", self._body)
         left = self._left - len(data)
         if left > 0:
             self._left = left
-            self._due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
+            self._timer.due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
             body.feed(data)
             return
         rest = b""
@@ -260,7 +209,7 @@ class Downstream(asyncio.Protocol):
 
     def _chunked_data(self, data: bytes) -> None:
         body, decoder = cast("RequestBody", self._body), cast("Decoder", self._decoder)
-        self._due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
+        self._timer.due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
         try:
             piece = decoder.feed(data)
             self._left -= len(piece)
@@ -278,7 +227,7 @@ class Downstream(asyncio.Protocol):
 
     def _body_complete(self, trailers: Headers, rest: bytes) -> None:
         self._mode = HELD
-        self._due = Never
+        self._timer.clear()
         self._expects = False
         if self._paused:
             self.resume()
@@ -292,16 +241,9 @@ class Downstream(asyncio.Protocol):
             self._mode = HEAD
             self._head_data(data)
             return
-        if self._pending is None:
-            self._pending = bytearray()
-        self._pending += data
-        responder = self._responder
-        if responder is not None and responder.upgrade:
-            full = len(self._pending) > HELD_BYTES
-        else:
-            waiting = self._pending.count(b"\r\n\r\n")
-            full = waiting >= self.acceptor.limits.pipeline or len(self._pending) > HELD_BYTES
-        if full:
+        self._held = held = self._held + data
+        # Bounded by HELD_BYTES and one read, so that adding to bytes costs little.
+        if len(held) > HELD_BYTES or held.count(b"\r\n\r\n") >= self.acceptor.limits.pipeline:
             self.pause()
 
     def _break_off(self, reject: Reject) -> None:
@@ -319,7 +261,7 @@ class Downstream(asyncio.Protocol):
         body.abort()
         if task is not None:
             task.cancel()
-        self._refuse(reject)
+        self._refuse(reject, exchange)
 
     # -- flow control of the body, and what an attempt asks for --------------------------------
 
@@ -333,7 +275,7 @@ class Downstream(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
             if self._mode in (LENGTH, CHUNKED):
-                self._arm(self.acceptor.timeouts.body_idle)
+                self._allow(self.acceptor.timeouts.body_idle)
 
     def body_wanted(self) -> None:
         if self._expects and not cast("Responder", self._responder).committed:
@@ -344,7 +286,7 @@ class Downstream(asyncio.Protocol):
 
     def _serve(self, request: Request, keep: bool, upgrade: bool) -> None:
         acceptor = self.acceptor
-        self._due = Never
+        self._timer.clear()
         acceptor.busy(self)
         body = RequestBody(request.length, acceptor.replay, self)
         responder = Responder(self, request.method, request.minor, keep, upgrade)
@@ -387,14 +329,14 @@ class Downstream(asyncio.Protocol):
         elif not received or self.closing or self.acceptor.draining:
             self._linger()
         else:
-            self._served += 1
+            self._served = True
             self._mode = HEAD
             self.acceptor.idle(self)
-            self._arm(self.acceptor.timeouts.idle)
+            self._allow(self.acceptor.timeouts.idle)
             if self._paused:
                 self.resume()
-            if self._pending is not None:
-                data, self._pending = bytes(self._pending), None
+            if self._held:
+                data, self._held = self._held, b""
                 self._head_data(data)
 
     def _cut_off(self) -> None:
@@ -413,18 +355,18 @@ class Downstream(asyncio.Protocol):
         self._mode = TUNNEL
         self.tunnel = tunnel
         self._flow = tunnel.upstream
-        self._due = Never
-        early, self._pending = bytes(self._pending or b""), None
+        self._timer.clear()
+        early, self._held = self._held, b""
         if self._paused:
             self.resume()
         return early
 
     # -- refusing and closing ------------------------------------------------------------------
 
-    def _refuse(self, reject: Reject) -> None:
+    def _refuse(self, reject: Reject, exchange: Exchange | None = None) -> None:
         """Answer a request that did not become an exchange, and close."""
-        self._pending = None
-        self.transport.write(self.acceptor.refusal(reject, self))
+        self._partial = None
+        self.transport.write(self.acceptor.refusal(reject, self, exchange))
         self._linger()
 
     def _linger(self) -> None:
@@ -438,16 +380,18 @@ class Downstream(asyncio.Protocol):
         self._mode = DISCARD
         self._left = LINGER_BYTES
         self.closing = True
-        self._paused = self._paused and not self.transport.resume_reading()  # type: ignore[func-returns-value]
+        self._held = b""
+        if self._paused:
+            self.resume()
         if self.secure or not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()
-        self._arm(LINGER_S)
+        self._allow(LINGER_S)
 
     def close_if_idle(self) -> None:
         """Drain: nothing is lost by closing a connection between two exchanges."""
-        if self._exchange is None and self._mode == HEAD and self._pending is None:
+        if self._exchange is None and self._mode == HEAD and self._partial is None:
             self.transport.close()
 
     @property
@@ -456,27 +400,12 @@ class Downstream(asyncio.Protocol):
 
     # -- the clocks of this side ---------------------------------------------------------------
 
-    def _arm(self, seconds: float) -> None:
-        """Move the one alarm of this connection. Later is only noted; the alarm looks again."""
-        clock = self.acceptor.clock
-        self._due = due = clock.now() + seconds
-        alarm = self._alarm
-        if alarm is None:
-            self._alarm = clock.call_at(due, self._rang)
-        elif alarm.when > due:
-            alarm.cancel()
-            self._alarm = clock.call_at(due, self._rang)
+    def _allow(self, seconds: float) -> None:
+        self._timer.set(self.acceptor.clock.now() + seconds)
 
-    def _rang(self) -> None:
-        self._alarm = None
-        due = self._due
-        if due == Never or self.ended:
-            return
-        clock = self.acceptor.clock
-        if due > clock.now():
-            self._alarm = clock.call_at(due, self._rang)
-        elif self._mode == HEAD:
-            if self._pending or not self._served:
+    def _out_of_time(self) -> None:
+        if self._mode == HEAD:
+            if self._partial or not self._served:
                 self._refuse(Reject(Reason.HEAD_TIMEOUT, "the request head did not come in time"))
             else:
                 self.transport.close()
@@ -484,18 +413,3 @@ class Downstream(asyncio.Protocol):
             self.transport.abort()
         elif self._mode in (LENGTH, CHUNKED) and not self._paused:
             self._break_off(Reject(Reason.BODY_TIMEOUT, "the request body stopped coming"))
-
-
-def wants_upgrade(request: Request) -> bool:
-    """Only a WebSocket handshake as RFC 6455 4.1 has it; whatever else is a plain request."""
-    index = request.index
-    return (
-        b"upgrade" in index
-        and request.method == b"GET"
-        and request.minor == 1
-        and request.length == 0
-        and b"content-length" not in index
-        and index[b"upgrade"].lower() == b"websocket"
-        and b"upgrade" in wire.connection_options(index.get(b"connection", b""))
-        and b"sec-websocket-key" in index
-    )

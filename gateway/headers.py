@@ -6,6 +6,7 @@ that carry identity or our own control (the hop-by-hop abuse class of CVE-2022-3
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from filters.api import Exchange, Headers
@@ -38,6 +39,9 @@ _NOT_RETURNED = frozenset((
 ))  # fmt: skip
 _PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade"))
 _OURS = b"x-tailrace-"
+_TRACEPARENT = frozenset((b"traceparent",))
+_TRACE = frozenset((b"traceparent", b"tracestate"))
+"""State without a parent that can be read belongs to no trace (W3C Trace Context 3.3)."""
 
 
 def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: float) -> bytes:
@@ -50,12 +54,17 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
         drop = drop | (connection_options(connection) - _PROTECTED)
     if route.request_drop:
         drop = drop | route.request_drop
+    if exchange.span is not None:
+        drop = drop | (_TRACEPARENT if exchange.span.traced_before else _TRACE)
     target = request.target if route.rewrite is None else route.rewrite(request.target)
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, request.host or authority)]
-    for name, value in request.headers:
-        lower = name.lower()
-        if lower not in drop and not lower.startswith(_OURS):
-            lines.append(b"%b: %b\r\n" % (name, value))
+    lines = [
+        b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, request.host or authority)
+    ]
+    lines += [
+        b"%b: %b\r\n" % field
+        for lower, field in zip(lower_names(index, request.headers), request.headers)
+        if lower not in drop and not lower.startswith(_OURS)
+    ]
     lines.append(_forwarding(exchange))
     if route.request_lines:
         lines.append(route.request_lines)
@@ -64,6 +73,8 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
     if exchange.asked and exchange.deadline is not None:
         left = max(1, int((exchange.deadline - now) * 1000))
         lines.append(b"x-request-timeout-ms: %d\r\n" % left)
+    if exchange.span is not None:
+        lines.append(exchange.span.header_line())
     if exchange.upgrade:
         lines.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
     if request.length is None:
@@ -72,6 +83,13 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
         lines.append(b"content-length: %d\r\n" % request.length)
     lines.append(b"x-request-id: %b\r\n\r\n" % exchange.request_id)
     return b"".join(lines)
+
+
+def lower_names(index: dict[bytes, bytes], fields: Headers) -> Iterable[bytes]:
+    """The fields' names in lower case, in order: without repeats the index has them already."""
+    if len(index) == len(fields):
+        return index
+    return [name.lower() for name, _ in fields]
 
 
 def _forwarding(exchange: Exchange) -> bytes:
@@ -97,7 +115,8 @@ def answer_headers(head: ResponseHead, request_id: bytes) -> Headers:
     connection = head.index.get(b"connection")
     if connection is not None and connection not in _PLAIN_CONNECTIONS:
         drop = drop | {each.strip(b" \t") for each in connection.lower().split(b",")}
-    headers = [each for each in head.headers if each[0].lower() not in drop]
+    names = lower_names(head.index, head.headers)
+    headers = [field for lower, field in zip(names, head.headers) if lower not in drop]
     if request_id:
         headers.append((b"x-request-id", request_id))
     return headers

@@ -36,7 +36,9 @@ class Membership:
         self._clock = clock
         self._loop = loop
         self.tls = UpstreamTls(settings.tls) if settings.tls is not None else None
-        if self.tls is None and any((e.url or e.dns or "").startswith("https:") for e in settings.endpoints):
+        if self.tls is None and any(
+            (e.url or e.dns or "").startswith("https:") for e in settings.endpoints
+        ):
             self.tls = UpstreamTls(config.UpstreamTls())
         self.names = Names(Resolver(LOOKUP_S), settings.resolve, self._resolved, rng)
         self.cluster = Cluster(name, settings, balancer(settings.balance), clock, rng)

@@ -84,7 +84,12 @@ class Pool:
                     connection = await self._connect()
                 except Unreachable as error:
                     return Outcome(
-                        Kind.FAILED, 0, error.reason, sent=False, complete=False, detail=error.detail
+                        Kind.FAILED,
+                        0,
+                        error.reason,
+                        sent=False,
+                        complete=False,
+                        detail=error.detail,
                     )
             reused, connection.reused = connection.reused, True
             call = Call(connection, attempt, self._clock, self._loop.create_future())

@@ -12,7 +12,6 @@ import msgspec
 
 from filters.api import Exchange, Headers, Kind, Outcome, Reason, Reject, Service
 
-
 log = logging.getLogger("tailrace")
 
 

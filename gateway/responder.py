@@ -81,7 +81,9 @@ class Responder:
             else:
                 self._until_close = True
                 connection.closing = True
-        if connection.closing or not self._keep or connection.acceptor.draining:
+        # After a refused upgrade the client may have sent bytes for the tunnel, which must not be
+        # read as a request.
+        if connection.closing or not self._keep or self.upgrade or connection.acceptor.draining:
             connection.closing = True
             lines.append(b"connection: close\r\n")
         elif self._minor == 0:

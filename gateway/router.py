@@ -97,7 +97,16 @@ class Router(Generic[T]):
 
 
 class _Rule(Generic[T]):
-    __slots__ = ("_headers", "_host", "_methods", "_path", "_prefix", "_suffix", "bound", "takes_all")
+    __slots__ = (
+        "_headers",
+        "_host",
+        "_methods",
+        "_path",
+        "_prefix",
+        "_suffix",
+        "bound",
+        "takes_all",
+    )
 
     def __init__(self, route: Route, bound: T) -> None:
         self.bound: T = bound
@@ -108,9 +117,7 @@ class _Rule(Generic[T]):
         self._host = b"" if self._suffix else host.encode()
         self._methods = frozenset(each.upper().encode() for each in route.methods)
         self._headers = [(n.lower().encode(), v.encode()) for n, v in route.headers.items()]
-        self.takes_all = not (
-            self._path or host or self._methods or self._headers
-        )
+        self.takes_all = not (self._path or host or self._methods or self._headers)
 
     def matches(self, request: Request, path: bytes) -> bool:
         if self._path and path != self._path and not path.startswith(self._prefix):

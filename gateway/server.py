@@ -6,12 +6,10 @@ checks) begins behind them.
 """
 
 import asyncio
-import contextlib
+import gc
 import logging
 import os
-import resource
 import ssl
-import stat
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -22,6 +20,7 @@ from gateway.acceptor import Acceptor
 from gateway.clock import LoopClock
 from gateway.config import Config, Listener
 from gateway.downstream import Downstream
+from gateway.listeners import Bound, bind, connection_limit
 from gateway.membership import Membership
 from gateway.telemetry import Telemetry
 from gateway.tls import CertificateFiles, Poll, ServerTls
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailrace")
 
-BACKLOG = 4096
-OTHER_FILES = 128
-"""File descriptors left for what is not a connection: logs, certificates, libraries, DNS."""
 CERTIFICATES_S = 2.0
 
 
@@ -44,6 +40,7 @@ class Server:
     def __init__(self, config: Config, path: Path | None = None) -> None:
         self.config = config
         self.path = path
+        self._stamp = _stamp(path) if path is not None else None
         self.addresses: list[tuple[str, int] | str] = []
         self.ready = False
         self.reloads = 0
@@ -53,7 +50,7 @@ class Server:
         self.drained = asyncio.Event()
         self.memberships: dict[str, Membership] = {}
         self.admin: Admin | None = None
-        self._bound: dict[str, _Bound] = {}
+        self._bound: dict[str, Bound] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._draining: asyncio.Task[bool] | None = None
 
@@ -191,7 +188,9 @@ class Server:
         self.telemetry.use(config.telemetry)
         for address, (listener, tls) in secured.items():
             self._bound[address].secure(listener, tls)
-        for address in [a for a in self._bound if a not in {each.address for each in config.listen}]:
+        for address in [
+            a for a in self._bound if a not in {each.address for each in config.listen}
+        ]:
             self._bound.pop(address).close()
         self._list_addresses()
         for name, membership in old.items():
@@ -219,24 +218,8 @@ class Server:
     # -- listeners -----------------------------------------------------------------------------
 
     async def _bind(self, listener: Listener) -> None:
-        tls = ServerTls(listener.tls) if listener.tls is not None else None
-        context = tls.listening if tls is not None else None
-
-        def accepted() -> Downstream:
-            return Downstream(self.acceptor)
-
-        if listener.address.startswith("unix:"):
-            path = listener.address.removeprefix("unix:")
-            _remove_stale_socket(path)
-            server = await self.loop.create_unix_server(
-                accepted, path, ssl=context, backlog=BACKLOG
-            )
-        else:
-            host, _, port = listener.address.rpartition(":")
-            server = await self.loop.create_server(
-                accepted, host.strip("[]") or None, int(port), ssl=context, backlog=BACKLOG
-            )
-        self._bound[listener.address] = _Bound(listener, server, tls)
+        bound = await bind(listener, lambda: Downstream(self.acceptor), self.loop)
+        self._bound[listener.address] = bound
 
     def _secured(self, config: Config) -> dict[str, tuple[Listener, ServerTls]]:
         """New certificate files for listeners that stay. Raises for what a reload cannot do."""
@@ -278,12 +261,11 @@ class Server:
     async def _watch_file(self, path: Path) -> None:
         """Look once a second: works on every mount, and through the symlinks that Kubernetes
         swaps under a ConfigMap, which change inode and time of what the path leads to."""
-        seen = _stamp(path)
         while True:
             await asyncio.sleep(1)
             now = _stamp(path)
-            if now != seen and now is not None:
-                seen = now
+            if now != self._stamp and now is not None:
+                self._stamp = now
                 await self.reload()
 
     async def _watch_certificates(self) -> None:
@@ -299,50 +281,6 @@ class Server:
                     log.info("certificates reloaded")
                 elif result is Poll.ERROR:
                     log.error("certificates not reloaded, the old ones stay: %s", files.error)
-
-
-class _Bound:
-    """A listener with its socket and TLS."""
-
-    def __init__(self, listener: Listener, server: asyncio.Server, tls: ServerTls | None) -> None:
-        self.listener = listener
-        self.server = server
-        self.tls = tls
-
-    def secure(self, listener: Listener, tls: ServerTls) -> None:
-        """Take over new certificate files under the same address."""
-        assert self.tls is not None
-        tls.take_over(self.tls)
-        self.listener, self.tls = listener, tls
-
-    def close(self) -> None:
-        self.server.close()
-        if self.listener.address.startswith("unix:"):
-            with contextlib.suppress(OSError):
-                Path(self.listener.address.removeprefix("unix:")).unlink()
-
-
-def connection_limit(wanted: int) -> int:
-    """Raise RLIMIT_NOFILE to its hard limit; the connections that then fit, each with an upstream.
-
-    A client's connection and its upstream's are two descriptors, so half of what there is.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > soft:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    fits = max(16, (soft - OTHER_FILES) // 2)
-    if fits < wanted:
-        log.warning("limits.connections %d is above what %d open files allow: %d", wanted, soft, fits)
-    return min(wanted, fits)
-
-
-def _remove_stale_socket(path: str) -> None:
-    """A socket file that a killed process left behind would keep us from binding."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            Path(path).unlink()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -361,7 +299,7 @@ async def serve(config: Config, path: Path | None) -> int:
     await server.start()
     for address in server.addresses:
         shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-        print(f"listening on {shown}", flush=True)  # noqa: T201
+        print(f"listening on {shown}", flush=True)
     await server.start_admin()
     server.watch_file()
     now = asyncio.Event()
@@ -374,9 +312,7 @@ async def serve(config: Config, path: Path | None) -> int:
     terminated: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         server.loop.add_signal_handler(number, terminate)
-    server.loop.add_signal_handler(
-        signal.SIGHUP, lambda: server.background(server.reload())
-    )
+    server.loop.add_signal_handler(signal.SIGHUP, lambda: server.background(server.reload()))
     drained = server.loop.create_task(server.drained.wait())
     forced = server.loop.create_task(now.wait())
     await asyncio.wait((drained, forced), return_when=asyncio.FIRST_COMPLETED)
@@ -390,6 +326,11 @@ def run(config: Config, path: Path | None = None) -> int:
     import uvloop
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    # The collector has nothing to find in an exchange that ended well, as none leaves a cycle
+    # behind; so it may look seldom, and never at what was there from the start.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     try:
         return uvloop.run(serve(config, path))
     except (OSError, ssl.SSLError) as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.tunnel import Tunnel
 
 HEAD_BYTES = 64 * 1024
-HEADERS = 256
+HEADERS = 100
 INTERIM = 16
 """1xx responses that one answer may begin with."""
 
@@ -143,8 +143,7 @@ class UpstreamConnection(asyncio.Protocol):
                 pending = self._pending = bytearray(data)
             if len(pending) > HEAD_BYTES:
                 wire.broken("head too large")
-            if not b"HTTP/1.".startswith(pending[:7]):
-                wire.broken("not HTTP/1")
+            wire.check_partial_response(pending, len(pending) - len(data))
             return
         if end > HEAD_BYTES:
             wire.broken("head too large")

@@ -18,19 +18,13 @@ from filters.api import Headers, Reason, Reject, Request
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # Methods are upper case: a lower-case one is a broken or hostile client, never a real method.
-_REQUEST_LINE = re.compile(
-    rb"([A-Z][A-Z0-9_\-]{0,31}) ([!$-;=?-\[\]_a-z~]+) HTTP/1\.([01])\r\n"
-)
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9_\-]{0,31}) ([!$-;=?-\[\]_a-z~]+) HTTP/1\.([01])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 # Possessive quantifiers make the match linear. The last alternative turns the first byte that
 # fits no field into an entry without a name, so that findall cannot skip over anything.
-_FIELD = re.compile(
-    rb"(" + _TOKEN + rb"++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n|(?s:.)"
-)
+_FIELD = re.compile(rb"(" + _TOKEN + rb"++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n|(?s:.)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-_HOST = re.compile(
-    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=\-]+)(?::([0-9]{1,5}))?"
-)
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=\-]+)(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _DOT_SEGMENT = re.compile(rb"/(?:\.|%2e){1,2}(?=/|\\|%2f|%5c|;|$)", re.IGNORECASE)
 # What no prefix of a valid head can contain; lets a bad head be refused before it is complete.
@@ -52,9 +46,7 @@ _FOLDED = frozenset((
 _CODINGS = frozenset((b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"chunked"))
 _NOMINATED_NEVER = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
-STATUS_LINES = {
-    s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus
-}
+STATUS_LINES = {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
 
 def status_line(status: int) -> bytes:
@@ -82,7 +74,7 @@ def parse_request(head: bytes, *, target_bytes: int, headers: int) -> Request:
         if (b"", b"") in fields:
             malformed("a header line that is none")
         raise Reject(Reason.HEAD_TOO_LARGE, f"more than {headers} headers")
-    index = index_fields(fields)
+    index = index_fields(fields, is_padded(head))
     if b"_" in head:
         _refuse_folded_names(index)
     version = 1 if minor == b"1" else 0
@@ -97,27 +89,33 @@ def parse_request(head: bytes, *, target_bytes: int, headers: int) -> Request:
     return Request(method, target, version, fields, index, host, length)
 
 
-def index_fields(fields: Headers) -> dict[bytes, bytes]:
-    """Lower-case names to values; strips the values in ``fields`` as it goes.
+def index_fields(fields: Headers, padded: bool) -> dict[bytes, bytes]:
+    """Lower-case names to values; with ``padded``, strips the values in ``fields`` first.
 
     Lines of one name are joined as a list (RFC 9110 section 5.3) in the index only; what is
     forwarded stays as many lines as came. Raises Reject for what is no header line.
     """
-    index: dict[bytes, bytes] = {}
-    for at, (name, value) in enumerate(fields):
-        if not name:
-            malformed("a header line that is none")
-        if value[-1:] in b" \t" and value:
-            value = value.rstrip(b" \t")
-            fields[at] = (name, value)
-        lower = name.lower()
-        if lower not in index:
-            index[lower] = value
-        elif lower in _SINGLETONS:
-            malformed(f"{lower.decode()} stands twice")
-        else:
-            index[lower] = index[lower] + b", " + value
+    if padded:
+        fields[:] = [(name, value.rstrip(b" \t")) for name, value in fields]
+    index = {name.lower(): value for name, value in fields}
+    if len(index) != len(fields):
+        index = {}
+        for name, value in fields:
+            lower = name.lower()
+            if lower not in index:
+                index[lower] = value
+            elif lower in _SINGLETONS:
+                malformed(f"{lower.decode()} stands twice")
+            else:
+                index[lower] = index[lower] + b", " + value
+    if b"" in index:
+        malformed("a header line that is none")
     return index
+
+
+def is_padded(head: bytes) -> bool:
+    """Whether any value may end in white space; nearly never, and one look at all is cheap."""
+    return b" \r\n" in head or b"\t\r\n" in head
 
 
 def request_length(index: dict[bytes, bytes], version: int) -> int | None:
@@ -232,6 +230,21 @@ def connection_options(value: bytes) -> frozenset[bytes]:
     return options
 
 
+def wants_upgrade(request: Request) -> bool:
+    """Only a WebSocket handshake as RFC 6455 4.1 has it; whatever else is a plain request."""
+    index = request.index
+    return (
+        b"upgrade" in index
+        and request.method == b"GET"
+        and request.minor == 1
+        and request.length == 0
+        and b"content-length" not in index
+        and index[b"upgrade"].lower() == b"websocket"
+        and b"upgrade" in connection_options(index.get(b"connection", b""))
+        and b"sec-websocket-key" in index
+    )
+
+
 # -- response heads --------------------------------------------------------------------------
 
 
@@ -241,7 +254,12 @@ class ResponseHead:
     __slots__ = ("headers", "index", "keep", "length", "status")
 
     def __init__(
-        self, status: int, headers: Headers, index: dict[bytes, bytes], length: int | None, keep: bool
+        self,
+        status: int,
+        headers: Headers,
+        index: dict[bytes, bytes],
+        length: int | None,
+        keep: bool,
     ) -> None:
         self.status = status
         self.headers = headers
@@ -259,13 +277,28 @@ def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
     fields = _FIELD.findall(head, match.end(), len(head) - 2)
     if len(fields) > headers:
         broken("too many headers")
+    if is_padded(head):
+        fields = [(name, value.rstrip(b" \t")) for name, value in fields]
+    index = {name.lower(): value for name, value in fields}
+    if len(index) != len(fields):
+        index = _index_repeated(fields)
+    if b"" in index:
+        broken("a header line that is none")
+    if match[1] == b"0" and b"transfer-encoding" in index:
+        broken("transfer-encoding in HTTP/1.0")
+    length = _response_length(index, status, method)
+    connection = index.get(b"connection")
+    if connection is None:
+        keep = match[1] == b"1"
+    else:
+        options = connection.lower()
+        keep = b"close" not in options and (match[1] == b"1" or b"keep-alive" in options)
+    return ResponseHead(status, fields, index, length, keep and length != -1)
+
+
+def _index_repeated(fields: Headers) -> dict[bytes, bytes]:
     index: dict[bytes, bytes] = {}
-    for at, (name, value) in enumerate(fields):
-        if not name:
-            broken("a header line that is none")
-        if value[-1:] in b" \t" and value:
-            value = value.rstrip(b" \t")
-            fields[at] = (name, value)
+    for name, value in fields:
         lower = name.lower()
         if lower not in index:
             index[lower] = value
@@ -276,14 +309,14 @@ def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
             broken("two transfer-encodings")
         else:
             index[lower] = index[lower] + b", " + value
-    length = _response_length(index, status, method)
-    connection = index.get(b"connection")
-    if connection is None:
-        keep = match[1] == b"1"
-    else:
-        options = connection.lower()
-        keep = b"close" not in options and (match[1] == b"1" or b"keep-alive" in options)
-    return ResponseHead(status, fields, index, length, keep and length != -1)
+    return index
+
+
+def check_partial_response(head: bytearray, seen: int) -> None:
+    """Refuse the beginning of what cannot become a response head: an upstream that speaks
+    something else would otherwise be waited for until a clock runs out."""
+    if not b"HTTP/1.".startswith(head[:7]) or _NEVER.search(head, max(0, seen - 1)) is not None:
+        broken("not HTTP/1")
 
 
 def _response_length(index: dict[bytes, bytes], status: int, method: bytes) -> int | None:

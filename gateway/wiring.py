@@ -93,6 +93,8 @@ class Wiring:
     ) -> Service[Attempt, Outcome]:
         """Retry sees the final outcome of what is below it; below is the balancer's choice, so
         that another attempt goes elsewhere; then the attempt's own clocks, in the upstream."""
+        if self.config.telemetry.tracing is not None:  # innermost: a span for each attempt
+            service = chain([self._seams.telemetry.attempt], service)
         if filters.retry is None:
             return service
         kept = self._previous.budgets.get(name) if self._previous is not None else None

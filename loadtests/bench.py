@@ -11,11 +11,12 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.processes import LOOPBACK, Child, Cores, StartError, free_port
+from loadtests.processes import LOOPBACK, Child, Cores, StartError, busy_seconds, free_port
 from loadtests.proxies import REPOSITORY, Proxy
 
 Sample = dict[str, float]
@@ -26,6 +27,28 @@ _POST = Path(__file__).resolve().parent / "peers" / "post.lua"
 
 class LoadError(RuntimeError):
     """The load itself went wrong: refused or failed requests, no tokens, no output."""
+
+
+class CpuWindow:
+    """CPU of one proxy from here to ``close``, and who else had its core meanwhile."""
+
+    def __init__(self, proxy: Child, cores: Cores) -> None:
+        self._proxy = proxy
+        self._cores = cores
+        self._before = self._read()
+
+    def close(self, units: float) -> Sample:
+        """``cpu_us`` per unit of work. ``others_share`` only where the core is the proxy's own."""
+        before, after = self._before, self._read()
+        seconds, spent, busy = (b - a for a, b in zip(before, after, strict=True))
+        sample = {"cpu_us": spent * 1e6 / units, "core_share": spent / seconds}
+        if not self._cores.proxy & self._cores.load:
+            sample["others_share"] = max(0.0, (busy - spent) / seconds)
+        sample["resident_mb"] = self._proxy.resident_bytes() / 1e6
+        return sample
+
+    def _read(self) -> tuple[float, float, float]:
+        return time.monotonic(), self._proxy.cpu_seconds(), busy_seconds(self._cores.proxy)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from loadtests.bench import DIRECT, Bench, LoadError, Result, Sample, wrk
+from loadtests.bench import DIRECT, Bench, CpuWindow, LoadError, Result, Sample, wrk
 from loadtests.processes import Child
 from loadtests.proxies import start_upstream
 
@@ -20,15 +20,9 @@ def measure(bench: Bench) -> Result:
         def once(name: str, proxy: Child | None) -> Sample:
             if proxy is None:
                 return _sample(wrk(upstream.port, seconds, bench.cores))
-            before = proxy.cpu_seconds()
+            window = CpuWindow(proxy, bench.cores)
             load = wrk(proxy.port, seconds, bench.cores)
-            spent = proxy.cpu_seconds() - before
-            return {
-                "cpu_us": spent * 1e6 / load["requests"],
-                **_sample(load),
-                "core_share": spent / (load["duration_us"] / 1e6),
-                "resident_mb": proxy.resident_bytes() / 1e6,
-            }
+            return {**window.close(load["requests"]), **_sample(load)}
 
         with bench.running(upstream.port) as proxies:
             for name, proxy in [(DIRECT, upstream), *proxies.items()]:

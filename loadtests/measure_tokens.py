@@ -8,8 +8,8 @@ import json
 import sys
 import threading
 
-from loadtests.bench import Bench, LoadError, Result, Sample
-from loadtests.processes import Child, busy_seconds
+from loadtests.bench import Bench, CpuWindow, LoadError, Result, Sample
+from loadtests.processes import Child
 from loadtests.proxies import REPOSITORY
 
 
@@ -62,12 +62,12 @@ def _window(
         limit.start()
         try:
             _expect(reader, "begin")
-            proxy_before, load_before = _cpu(proxy), _cpu(server) + _cpu(reader)
-            busy_before = busy_seconds(bench.cores.proxy)
+            window = CpuWindow(proxy, bench.cores) if proxy is not None else None
+            load_before = server.cpu_seconds() + reader.cpu_seconds()
             _expect(reader, "end")
-            proxy_spent = _cpu(proxy) - proxy_before
-            load_spent = _cpu(server) + _cpu(reader) - load_before
-            busy = busy_seconds(bench.cores.proxy) - busy_before
+            load_spent = server.cpu_seconds() + reader.cpu_seconds() - load_before
+            # The reader sorts its delays before this line comes: the window closes first.
+            cpu = window.close(1) if window is not None else {}
             read: Sample = json.loads(_line(reader))
         finally:
             limit.cancel()
@@ -76,7 +76,10 @@ def _window(
             f"{read['refused']:.0f} streams refused, {read['broken']:.0f} broken, "
             f"{read['tokens']:.0f} tokens"
         )
-    sample = {
+    if cpu:
+        cpu["cpu_us"] /= read["tokens"]
+    return {
+        **cpu,
         "p50_ms": read["p50_us"] / 1e3,
         "p99_ms": read["p99_us"] / 1e3,
         "max_ms": read["max_us"] / 1e3,
@@ -84,17 +87,6 @@ def _window(
         "tokens_per_read": read["tokens"] / read["reads"],
         "load_share": load_spent / seconds / len(bench.cores.load),
     }
-    if proxy is not None:
-        sample["cpu_us"] = proxy_spent * 1e6 / read["tokens"]
-        sample["core_share"] = proxy_spent / seconds
-        if not bench.cores.proxy & bench.cores.load:
-            sample["others_share"] = max(0.0, (busy - proxy_spent) / seconds)
-        sample["resident_mb"] = proxy.resident_bytes() / 1e6
-    return sample
-
-
-def _cpu(process: Child | None) -> float:
-    return process.cpu_seconds() if process is not None else 0.0
 
 
 def _line(reader: Child) -> str:

@@ -161,9 +161,16 @@ def _tailrace(program: str, site: Site) -> list[str]:
     return [program, "-m", "gateway", "run", *listen, *upstream]
 
 
-def _module_version(name: str) -> Callable[[str], list[str]]:
-    script = f"import importlib.metadata as m; print({name!r}, m.version({name!r}))"
-    return lambda program: [program, "-c", script]
+def _aiohttp_version(program: str) -> list[str]:
+    return [program, "-c", "import importlib.metadata as m; print(m.version('aiohttp'))"]
+
+
+def _tailrace_version(program: str) -> list[str]:
+    # Of the tree that is measured, which need not be installed.
+    script = (
+        "import sys, tomllib; print(tomllib.load(open(sys.argv[1], 'rb'))['project']['version'])"
+    )
+    return [program, "-c", script, str(REPOSITORY / "pyproject.toml")]
 
 
 PROXIES = {
@@ -172,7 +179,7 @@ PROXIES = {
         Proxy("nginx", lambda: which("nginx"), _nginx, lambda p: [p, "-v"]),
         Proxy("haproxy", lambda: which("haproxy"), _haproxy, lambda p: [p, "-v"]),
         Proxy("envoy", _find_envoy, _envoy, lambda p: [p, "--version"]),
-        Proxy("aiohttp", _find_module("aiohttp"), _aiohttp, _module_version("aiohttp")),
-        Proxy("tailrace", _find_module("gateway.__main__"), _tailrace, _module_version("tailrace")),
+        Proxy("aiohttp", _find_module("aiohttp"), _aiohttp, _aiohttp_version),
+        Proxy("tailrace", _find_module("gateway.__main__"), _tailrace, _tailrace_version),
     )
 }

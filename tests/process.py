@@ -1,4 +1,4 @@
-"""The gateway as a process of its own, for what only a process has: memory, descriptors, signals."""
+"""The gateway as a process of its own, for what only a process has: memory, files, CPU."""
 
 from __future__ import annotations
 

@@ -62,9 +62,10 @@ def outcome(text: str | bytes) -> Config | ConfigErrors:
         try:
             return load(file, {"A": "off"})
         except ConfigErrors as errors:
-            assert errors.problems
-            assert all(str(each) for each in errors.problems)
-            return errors
+            failed = errors
+    assert failed.problems
+    assert all(str(each) for each in failed.problems)
+    return failed
 
 
 @st.composite

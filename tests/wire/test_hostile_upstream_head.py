@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import pytest
 
 from tests.harness import GOOD, gateway
@@ -12,6 +9,7 @@ from tests.wire.origin import Origin, answer, by_target
 from tests.wire.table import WAYS, check_refusal, deliver, get
 
 OK_HEAD = b"HTTP/1.1 200 OK\r\n"
+INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
 def head(*lines: bytes, body: bytes = b"", status: bytes = OK_HEAD) -> bytes:
@@ -22,8 +20,12 @@ def status(line: bytes) -> bytes:
     return head(b"Content-Length: 2", body=b"ok", status=line + b"\r\n")
 
 
+def wide(lines: int) -> list[bytes]:
+    return [b"X-%d: " % i + b"a" * 4000 for i in range(lines)]
+
+
 def interim(count: int) -> bytes:
-    return b"HTTP/1.1 102 Processing\r\n\r\n" * count + head(b"Content-Length: 2", body=b"ok")
+    return INTERIM * count + head(b"Content-Length: 2", body=b"ok")
 
 
 BODY = b"5\r\nhello\r\n0\r\n\r\n"
@@ -69,21 +71,17 @@ BAD: dict[str, bytes] = {
     "135-empty-name": head(b": 1", b"Content-Length: 0"),
     "135-bad-name": head(b"X(A: 1", b"Content-Length: 0"),
     "135-no-colon": head(b"XA", b"Content-Length: 0"),
-    "136-head-over-64k": head(*[b"X-%d: " % i + b"a" * 4000 for i in range(20)], b"Content-Length: 0"),
+    "136-head-over-64k": head(*wide(20), b"Content-Length: 0"),
     "136-one-value-100k": head(b"X: " + b"a" * 100_000, b"Content-Length: 0"),
     "136-200-headers": head(*[b"X-%d: 1" % i for i in range(200)], b"Content-Length: 0"),
     "136-unfinished": OK_HEAD + b"X: " + b"a" * 200_000,
     "137-interim-17": interim(17),
     "137-interim-1000": interim(1000),
-    "137-interim-with-length": b"HTTP/1.1 102 P\r\nContent-Length: 5\r\n\r\nhello" + status(OK_HEAD[:-2]),
+    "137-interim-with-length": INTERIM[:-2] + b"Content-Length: 5\r\n\r\nhello" + interim(0),
 }  # fmt: skip
 
 
-def rows(names: Iterable[str]) -> Any:
-    return pytest.mark.parametrize("name", names)
-
-
-@rows(BAD)
+@pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_broken_head_is_502(name: str, way: str) -> None:
     """Refused before a byte of it is seen, its connection closed, and the next request works."""
@@ -105,15 +103,15 @@ FINE: dict[str, bytes] = {
     "134-8-bit-reason": status(b"HTTP/1.1 200 d\xe9j\xe0 vu"),
     "134-1.0": status(b"HTTP/1.0 200 OK"),
     "137-interim-16": interim(16),
-    "137-interim-then-chunked": b"HTTP/1.1 102 P\r\n\r\n" + head(CHUNKED, body=b"2\r\nok\r\n0\r\n\r\n"),
+    "137-interim-then-chunked": INTERIM + head(CHUNKED, body=b"2\r\nok\r\n0\r\n\r\n"),
     "128-length-padded": head(b"Content-Length: \t2 ", body=b"ok"),
     "135-8-bit-value": head(b"X-A: \xe9", b"Content-Length: 2", body=b"ok"),
     "126-chunked-case": head(b"Transfer-Encoding: Chunked", body=b"2\r\nok\r\n0\r\n\r\n"),
-    "136-head-below-64k": head(*[b"X-%d: " % i + b"a" * 4000 for i in range(15)], b"Content-Length: 2", body=b"ok"),
+    "136-head-below-64k": head(*wide(15), b"Content-Length: 2", body=b"ok"),
 }  # fmt: skip
 
 
-@rows(FINE)
+@pytest.mark.parametrize("name", FINE)
 async def test_an_unusual_head_is_forwarded(name: str) -> None:
     async with Origin(answer(FINE[name])) as origin, gateway(origin) as g, g.client() as client:
         await client.send(get())
@@ -139,14 +137,17 @@ HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection:
 @pytest.mark.parametrize("way", WAYS)
 async def test_137_early_hints_are_forwarded_to_1_1(way: str) -> None:
     raw = HINTS + head(b"Content-Length: 2", body=b"ok")
-    async with Origin(by_target({b"/x": answer(raw)})) as origin:
-        async with gateway(origin) as g, g.client() as client:
-            await deliver(client, get(), way)
-            response = await client.response()
-            assert [each.status for each in response.interim] == [103]
-            assert response.interim[0].values("link") == [b"</a.css>; rel=preload"]
-            assert response.interim[0].values("x") == []
-            assert (response.status, response.body) == (200, b"ok")
+    async with (
+        Origin(by_target({b"/x": answer(raw)})) as origin,
+        gateway(origin) as g,
+        g.client() as client,
+    ):
+        await deliver(client, get(), way)
+        response = await client.response()
+        assert [each.status for each in response.interim] == [103]
+        assert response.interim[0].values("link") == [b"</a.css>; rel=preload"]
+        assert response.interim[0].values("x") == []
+        assert (response.status, response.body) == (200, b"ok")
 
 
 @pytest.mark.parametrize(

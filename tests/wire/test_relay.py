@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from gateway.config import Rewrite
 from tests.harness import GOOD, gateway
-from tests.wire.client import Client
 from tests.wire.origin import Connection, Origin, Request, answer, chunks, each, echo
 from tests.wire.table import get, post
 
@@ -84,7 +84,7 @@ def test_any_chunking_relays_the_same_body(
         raw = post(b"Transfer-Encoding: chunked", body=chunks(parts)[:-2] + b"X-Sum: 1\r\n\r\n")
         edges = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
         async with Origin(script) as origin, gateway(origin) as g, g.client() as client:
-            for start, end in zip(edges, edges[1:], strict=False):
+            for start, end in pairwise(edges):
                 await client.send(raw[start:end])
                 await asyncio.sleep(0)
             response = await client.response()
@@ -163,11 +163,11 @@ async def test_153_an_upload_is_streamed_and_answered_while_it_comes() -> None:
     """The origin sees each part before the client sends the next: the body is not collected."""
     async with Origin(echo) as origin, gateway(origin) as g, g.client() as client:
         await client.send(post(b"Transfer-Encoding: chunked"))
+        await origin.until(lambda: bool(origin.heads))
+        upload = origin.heads[0]
         for i in range(1, 6):
             await client.send(b"4\r\npart\r\n")
-            await origin.until(
-                lambda n=i: bool(origin.heads) and len(origin.heads[0].body) == 4 * n
-            )  # type: ignore[misc]
+            await origin.until(lambda n=i: len(upload.body) == 4 * n)  # type: ignore[misc]
         await client.send(b"0\r\n\r\n")
         assert (await client.response()).body == b"part" * 5
 
@@ -194,12 +194,13 @@ async def test_a_route_can_rewrite_its_prefix() -> None:
 
 
 async def test_unix_sockets_work_on_both_sides(tmp_path: Path) -> None:
-    inner, outer = str(tmp_path / "inner"), str(tmp_path / "outer")
-    async with Origin() as origin, gateway(origin, listener={"address": f"unix:{inner}"}):
-        async with gateway(f"unix:{inner}", listener={"address": f"unix:{outer}"}):
-            async with await Client.connect(outer) as client:
-                await client.send(GOOD)
-                assert (await client.response()).body == b"ok"
+    inner, outer = f"unix:{tmp_path}/inner", f"unix:{tmp_path}/outer"
+    async with (
+        Origin() as origin,
+        gateway(origin, listener={"address": inner}),
+        gateway(inner, listener={"address": outer}) as g,
+    ):
+        assert (await g.ask(GOOD)).body == b"ok"
 
 
 async def test_ipv6_works_on_both_sides() -> None:

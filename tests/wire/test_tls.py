@@ -1,10 +1,9 @@
-"""TLS on both sides: versions, ALPN, client certificates, server names, certificates that change."""
+"""TLS on both sides: versions, ALPN, certificates, server names, files that change."""
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Iterator[Authority]:
+def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
@@ -64,7 +63,6 @@ def listening(authority: Authority, **more: Any) -> dict[str, Any]:
 
 
 async def asks(g: Gateway, context: ssl.SSLContext, raw: bytes = GOOD) -> int:
-    assert isinstance(g.address, tuple)
     async with await TlsClient.open(g.address, context) as client:
         await client.send(raw)
         return (await client.response()).status
@@ -177,7 +175,7 @@ async def test_upstream_gets_a_client_certificate(authority: Authority) -> None:
     context.load_verify_locations(str(authority.file))
     async with Origin(tls=context) as origin:
         files = authority.issue("sidecar", "sidecar")
-        tls = UpstreamTls(ca=str(authority.file), **files)
+        tls = UpstreamTls(ca=str(authority.file), cert=files["cert"], key=files["key"])
         async with gateway(origin, cluster={"tls": tls}) as g:
             assert (await g.ask(GOOD)).status == 200
         async with gateway(origin, cluster={"tls": UpstreamTls(ca=str(authority.file))}) as g:
@@ -196,7 +194,6 @@ async def test_upstream_of_tls_1_1_is_refused(authority: Authority) -> None:
 
 
 async def serial(g: Gateway, authority: Authority) -> int:
-    assert isinstance(g.address, tuple)
     async with await TlsClient.open(g.address, authority.client()) as client:
         return int(client.writer.get_extra_info("peercert")["serialNumber"], 16)
 
@@ -247,9 +244,11 @@ async def test_a_changed_upstream_ca_is_used_without_a_restart(
     (tmp_path / "other").mkdir()
     other = Authority(tmp_path / "other")
     cluster = {"tls": UpstreamTls(ca=str(other.file))}
-    async with Origin(tls=authority.server("127.0.0.1")) as origin:
-        async with gateway(origin, cluster=cluster) as g:
-            check_refusal(await g.ask(GOOD), 502, reason="connect_failed")
-            _replace(other.file, authority.file.read_bytes())
-            await eventually(lambda: "certificates reloaded" in caplog.text)
-            assert (await g.ask(GOOD)).status == 200
+    async with (
+        Origin(tls=authority.server("127.0.0.1")) as origin,
+        gateway(origin, cluster=cluster) as g,
+    ):
+        check_refusal(await g.ask(GOOD), 502, reason="connect_failed")
+        _replace(other.file, authority.file.read_bytes())
+        await eventually(lambda: "certificates reloaded" in caplog.text)
+        assert (await g.ask(GOOD)).status == 200

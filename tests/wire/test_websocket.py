@@ -96,8 +96,11 @@ async def test_125_the_upstream_ends_and_the_client_side_ends(leave: str) -> Non
         assert client.ended
 
 
-async def test_125_one_half_closed_tunnel_ends_on_both_sides() -> None:
+async def test_125_one_half_closed_tunnel_ends_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The upstream never answers the half-close: the gateway ends the tunnel in its grace."""
+    monkeypatch.setattr("gateway.tunnel.GRACE_S", 0.1)
     async with Origin(echo_frames, half_open=True) as origin, gateway(origin) as g:
         async with g.client() as client:
             await opened(client)
@@ -107,13 +110,17 @@ async def test_125_one_half_closed_tunnel_ends_on_both_sides() -> None:
 
 
 async def test_a_tunnel_leaves_other_exchanges_alone() -> None:
-    async with Origin(by_target({b"/ws": echo_frames})) as origin, gateway(origin) as g:
-        async with g.client() as tunnel, g.client() as client:
-            await opened(tunnel)
-            await client.send(GOOD)
-            assert (await client.response()).body == b"ok"
-            await tunnel.send(b"x")
-            assert await tunnel.exactly(1) == b"x"
+    async with (
+        Origin(by_target({b"/ws": echo_frames})) as origin,
+        gateway(origin) as g,
+        g.client() as tunnel,
+        g.client() as client,
+    ):
+        await opened(tunnel)
+        await client.send(GOOD)
+        assert (await client.response()).body == b"ok"
+        await tunnel.send(b"x")
+        assert await tunnel.exactly(1) == b"x"
 
 
 async def test_stopping_the_gateway_ends_tunnels() -> None:

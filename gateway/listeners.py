@@ -1,0 +1,84 @@
+"""Bound addresses: opening them, their TLS, and how many connections the process can hold."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.config import Listener
+from gateway.tls import ServerTls
+
+log = logging.getLogger("tailrace")
+
+BACKLOG = 4096
+OTHER_FILES = 128
+"""File descriptors left for what is not a connection: logs, certificates, libraries, DNS."""
+
+
+async def bind(
+    listener: Listener,
+    accepted: Callable[[], asyncio.Protocol],
+    loop: asyncio.AbstractEventLoop,
+) -> "Bound":
+    """Open one listener. Raises OSError or ssl.SSLError."""
+    tls = ServerTls(listener.tls) if listener.tls is not None else None
+    context = tls.listening if tls is not None else None
+    if listener.address.startswith("unix:"):
+        path = listener.address.removeprefix("unix:")
+        _remove_stale_socket(path)
+        server = await loop.create_unix_server(accepted, path, ssl=context, backlog=BACKLOG)
+    else:
+        host, _, port = listener.address.rpartition(":")
+        server = await loop.create_server(
+            accepted, host.strip("[]") or None, int(port), ssl=context, backlog=BACKLOG
+        )
+    return Bound(listener, server, tls)
+
+
+class Bound:
+    """A listener with its socket and TLS."""
+
+    def __init__(self, listener: Listener, server: asyncio.Server, tls: ServerTls | None) -> None:
+        self.listener = listener
+        self.server = server
+        self.tls = tls
+
+    def secure(self, listener: Listener, tls: ServerTls) -> None:
+        """Take over new certificate files under the same address."""
+        assert self.tls is not None
+        tls.take_over(self.tls)
+        self.listener, self.tls = listener, tls
+
+    def close(self) -> None:
+        self.server.close()
+        if self.listener.address.startswith("unix:"):
+            with contextlib.suppress(OSError):
+                Path(self.listener.address.removeprefix("unix:")).unlink()
+
+
+def connection_limit(wanted: int) -> int:
+    """Raise RLIMIT_NOFILE to its hard limit; the connections that then fit, each with an upstream.
+
+    A client's connection and its upstream's are two descriptors, so half of what there is.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    fits = max(16, (soft - OTHER_FILES) // 2)
+    if fits < wanted:
+        log.warning(
+            "limits.connections %d is above what %d open files allow: %d", wanted, soft, fits
+        )
+    return min(wanted, fits)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A socket file that a killed process left behind would keep us from binding."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(Path(path).stat().st_mode):
+            Path(path).unlink()

@@ -1,0 +1,123 @@
+"""What one exchange costs inside the process: the real chain over fake transports, no sockets.
+
+    python -m loadtests.exchange_cost [--profile]
+
+Reports microseconds of CPU per exchange. On a noisy machine this is the figure to tune by: it has
+no kernel, no load generator and no upstream in it. ``make compare`` is the figure to believe.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import pstats
+import time
+from typing import Any
+
+import uvloop
+
+from gateway.config import AccessLog, Cluster, Config, Endpoint, Listener, Route, Telemetry
+from gateway.downstream import Downstream
+from gateway.server import Server
+from gateway.upstream import UpstreamConnection
+
+REQUEST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 512\r\n\r\n" + b"x" * 512
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Mon, 23 Nov 2026 18:57:59 GMT\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 500\r\nConnection: keep-alive\r\n\r\n"
+    + b"y" * 500
+)
+
+
+class FakeTransport:
+    """Takes writes and hands them to ``on_write``; says what a transport is asked."""
+
+    def __init__(self, on_write: Any = None) -> None:
+        self.on_write = on_write
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        if self.on_write is not None:
+            self.on_write(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 40000) if name == "peername" else default
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None: ...
+
+
+async def measure(exchanges: int, profile: bool) -> float:
+    config = Config(
+        clusters={"c": Cluster(endpoints=(Endpoint(url="http://127.0.0.1:9"),))},
+        routes=(Route(cluster="c"),),
+        listen=(Listener(address="127.0.0.1:0"),),
+        admin=None,
+        telemetry=Telemetry(access_log=AccessLog(path="/dev/null")),
+    )
+    server = Server(config)
+    await server.start()
+    pool = next(iter(server.memberships["c"].cluster.endpoints.values())).pool
+    loop = asyncio.get_running_loop()
+    upstream = UpstreamConnection(pool)
+    pool.open += 1
+    upstream.counted = True
+    upstream.connection_made(
+        FakeTransport(lambda data: loop.call_soon(upstream.data_received, ANSWER))  # type: ignore[arg-type]
+    )
+    pool.put(upstream)
+    done = asyncio.Event()
+    connection = Downstream(server.acceptor)
+    connection.connection_made(FakeTransport(lambda data: done.set()))  # type: ignore[arg-type]
+
+    async def run(count: int) -> float:
+        start = time.process_time()
+        for _ in range(count):
+            done.clear()
+            connection.data_received(REQUEST)
+            await done.wait()
+            await asyncio.sleep(0)
+        return (time.process_time() - start) / count * 1e6
+
+    await run(exchanges // 10)
+    gc.collect()
+    gc.freeze()
+    if profile:
+        profiler = cProfile.Profile()
+        profiler.enable()
+        await run(exchanges)
+        profiler.disable()
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
+    best = min([await run(exchanges) for _ in range(5)])
+    pool.retire()
+    connection.connection_lost(None)
+    await server.stop()
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exchanges", type=int, default=20_000)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    print(f"{uvloop.run(measure(options.exchanges, options.profile)):.1f} us per exchange")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
