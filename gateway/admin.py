@@ -32,7 +32,7 @@ Bound: TypeAlias = "tuple[str, int] | str"
 
 
 class Admin:
-    """``addresses`` and ``probe_addresses`` are the bound ones: (host, port), or a socket's path."""
+    """``addresses`` and ``probe_addresses`` are the bound ones: (host, port) or a path."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -68,10 +68,8 @@ class Admin:
         for runner in self._runners:
             await runner.cleanup()
         self._runners.clear()
-        for path in self._paths:
-            with suppress(OSError):
-                Path(path).unlink()
-        self._paths.clear()
+        while self._paths:
+            _unlink(self._paths.pop())
 
     async def _bind(self, runner: web.AppRunner, address: str) -> list[Bound]:
         from aiohttp import web
@@ -112,8 +110,8 @@ def listening(address: str, bound: list[Bound]) -> Listening:
 def _unix_socket(path: str) -> socket.socket:
     """A socket that only our own user may connect to: its permissions stand for the token."""
     with suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
-            Path(path).unlink()
+        if stat.S_ISSOCK(Path(path).stat().st_mode):  # of a gateway that was killed
+            _unlink(path)
     made = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
@@ -124,3 +122,8 @@ def _unix_socket(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return made
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        Path(path).unlink()

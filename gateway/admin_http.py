@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway import admin_views, exposition
 from gateway.admin_rules import Asked, Listening, Refusal, judge
@@ -20,7 +22,7 @@ IDLE_S = 75.0
 SHUTDOWN_S = 1.0
 """How long answers under way get at the end; only a waiting drain takes any time."""
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+log = logging.getLogger("tailrace")
 
 
 class Pages:
@@ -56,21 +58,24 @@ class Pages:
             shutdown_timeout=SHUTDOWN_S,
         )
 
-    def _guard(self, at: Callable[[], Listening] | None) -> Callable[..., Awaitable[web.Response]]:
+    def _guard(self, at: Callable[[], Listening] | None) -> Middleware:
         """Errors, the router's own too, are JSON; and nobody passes who may not."""
 
         @web.middleware
-        async def guard(request: web.Request, answer: Answer) -> web.StreamResponse:
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             refusal = None if at is None else judge(_asked(request), at(), self._token())
             if refusal is not None:
                 response: web.StreamResponse = _refused(refusal)
             else:
                 try:
-                    response = await answer(request)
+                    response = await handler(request)
                 except web.HTTPException as error:
                     response = _error(error.status, _code(error), error.reason)
                     if "Allow" in error.headers:
                         response.headers["Allow"] = error.headers["Allow"]
+                except Exception:
+                    log.exception("admin: %s failed", request.path)
+                    response = _error(500, "internal", "see the gateway's log")
             response.headers["Server"] = "tailrace"
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Content-Type-Options"] = "nosniff"

@@ -50,8 +50,9 @@ def judge(asked: Asked, at: Listening, token: str | None) -> Refusal | None:
     changes = asked.method not in ("GET", "HEAD")
     if asked.path in PROBES and not changes:
         return None
-    guarded = at.unix or not (changes or at.local)
-    if not guarded and not host_matches(asked.host, at):
+    # Off loopback a GET needs the token, which a rebound page does not have.
+    compared = not at.unix and (changes or at.local)
+    if compared and not host_matches(asked.host, at):
         return Refusal(403, "foreign_host", "ask by address or as localhost, not by another name")
     if changes and asked.origin is not None and not _same(asked.origin, asked.host):
         return Refusal(403, "foreign_origin", "a page of another origin may not change anything")

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from gateway.metrics import OTHER, SERIES
 
 if TYPE_CHECKING:
-    from aioprometheus import Registry
-
     from gateway.endpoint import Endpoint
     from gateway.metrics import Histogram
     from gateway.server import Server
@@ -191,14 +189,14 @@ def _process(families: _Families, server: Server) -> None:
 
 def render(families: list[Family]) -> bytes:
     """The text format 0.0.4. Adds what is known about the process. Safe on any thread."""
-    import aioprometheus
+    from aioprometheus import collectors
+    from aioprometheus.formats.text import TextFormatter
     from aioprometheus.histogram import Histogram as Observed
 
-    kinds = {"counter": aioprometheus.Counter, "gauge": aioprometheus.Gauge}
-    registry = aioprometheus.Registry()
+    registry = collectors.Registry()
     for family in [*families, *_machine()]:
         if family.kind == "histogram":
-            collector = aioprometheus.Histogram(family.name, family.doc, registry=registry)
+            collector = collectors.Histogram(family.name, family.doc, registry=registry)
             for labels, found in family.buckets.items():
                 observed = Observed(*found.bounds)
                 sums = accumulate(found.counts)
@@ -207,16 +205,11 @@ def render(families: list[Family]) -> bytes:
                 observed.sum = found.sum
                 collector.set_value(_escaped(labels), observed)
         else:
-            plain = kinds[family.kind](family.name, family.doc, registry=registry)
+            kind = collectors.Counter if family.kind == "counter" else collectors.Gauge
+            plain = kind(family.name, family.doc, registry=registry)
             for labels, number in family.numbers.items():
                 # bool is a number to us, but prints as a word.
-                plain.set(_escaped(labels), number + 0)
-    return _text(registry)
-
-
-def _text(registry: Registry) -> bytes:
-    from aioprometheus.formats.text import TextFormatter
-
+                plain.set_value(_escaped(labels), number + 0)
     text: bytes = TextFormatter().marshall(registry)
     return text
 

@@ -14,6 +14,7 @@ import select
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 
 log = logging.getLogger("tailrace")
@@ -155,7 +156,7 @@ class _Target:
 
     def _moved(self) -> bool:
         try:
-            return not os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+            return not os.path.samestat(Path(self._path).stat(), os.fstat(self._descriptor))
         except OSError:
             return True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from filters.api import Attempt, Clock, Exchange, Outcome, Reason, Reject, Service
@@ -97,7 +98,7 @@ class Telemetry:
             self._log.refusal(reject, status, client, request_id)
 
     async def attempt(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
-        """The innermost attempt filter, for routes wired with tracing on: a span for each attempt."""
+        """The innermost attempt filter where tracing is on: a span for each attempt."""
         tracing = self._tracing
         if tracing is None or attempt.exchange.span is None:
             return await next(attempt)
@@ -167,7 +168,7 @@ class Telemetry:
         else:
             await made.stop(STOP_S)
 
-    def _background(self, work: asyncio.Coroutine[None]) -> None:  # type: ignore[type-arg, name-defined]
+    def _background(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -174,7 +174,7 @@ def test_a_line_too_long_to_show(tmp_path: Path) -> None:
         tmp_path, f"clusters: {{a: {{endpoints: [{endpoints}]}}}}\nroutes: [{{cluster: a}}]"
     )
     assert problems[0].source_line == ""
-    assert problems[0].column == 27
+    assert problems[0].column == 28
 
 
 def test_a_file_too_large(tmp_path: Path) -> None:

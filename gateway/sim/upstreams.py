@@ -10,8 +10,9 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING, cast
 
-from filters.api import Attempt, Clock, Exchange, Handle, Headers, Kind, Outcome, Reason
+from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import config
+from gateway.clock import Timer
 from gateway.endpoint import Endpoint, locate
 from gateway.sim.servers import Model, ModelServer
 
@@ -30,8 +31,8 @@ class SimulatedAnswer:
     """
 
     __slots__ = (
-        "_alarm", "_asked", "_clock", "_ended", "_first_byte_s", "_job", "_last", "_pieces",
-        "_result", "_server", "_sink", "_stall_s", "first_byte", "head", "headers", "status",
+        "_clock", "_ended", "_job", "_pieces", "_result", "_server", "_sink", "_stall_s", "_timer",
+        "first_byte", "head", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -39,8 +40,8 @@ class SimulatedAnswer:
     ) -> None:
         self._server = server
         self._clock = clock
-        self._first_byte_s, self._stall_s = exchange.route.clocks
-        self._asked = self._last = clock.now()
+        clocks: tuple[float, float] = exchange.route.clocks
+        first_byte_s, self._stall_s = clocks
         self._pieces: list[bytes] = []
         self._ended = False
         self._sink: Client | None = None
@@ -49,14 +50,14 @@ class SimulatedAnswer:
         self.head: asyncio.Future[Reason | None] = loop.create_future()
         self.status = 0
         self.headers: Headers = []
-        self._alarm: Handle = clock.call_at(self._due(), self._look)
+        self._timer = Timer(clock, self._out_of_time)
+        self._timer.set(clock.now() + first_byte_s)
         self._job = server.accept(self, exchange.body.peek())
 
     # -- as the server answers ------------------------------------------------------------------
 
     def began(self, status: int, retry_after: int | None) -> None:
         self.status = status
-        self._last = self._clock.now()
         self.headers = [(b"content-type", b"application/json")]
         if retry_after is not None:
             self.headers.append((b"retry-after", b"%d" % retry_after))
@@ -64,15 +65,21 @@ class SimulatedAnswer:
             self.head.set_result(None)
 
     def piece(self, data: bytes) -> None:
-        self._moved()
+        now = self._clock.now()
+        if self.first_byte is None:
+            self.first_byte = now
+            self._timer.set(now + self._stall_s)
+        else:
+            self._timer.due = now + self._stall_s
         if self._sink is None:
             self._pieces.append(data)
         else:
             self._sink.write(data)
 
     def ended(self, data: bytes) -> None:
-        self._moved()
-        self._alarm.cancel()
+        self._timer.stop()
+        if self.first_byte is None:
+            self.first_byte = self._clock.now()
         self._ended = True
         if self._sink is None:
             self._pieces.append(data)
@@ -84,7 +91,7 @@ class SimulatedAnswer:
         self._failed(Reason.UPSTREAM_TRUNCATED if self.status else Reason.UPSTREAM_RESET)
 
     def _failed(self, reason: Reason) -> None:
-        self._alarm.cancel()
+        self._timer.stop()
         if not self.head.done():
             self.head.set_result(reason)
         else:
@@ -94,23 +101,7 @@ class SimulatedAnswer:
         if not self._result.done():
             self._result.set_result(Outcome(kind, self.status, reason))
 
-    # -- the clocks -----------------------------------------------------------------------------
-
-    def _moved(self) -> None:
-        self._last = self._clock.now()
-        if self.first_byte is None:
-            self.first_byte = self._last
-
-    def _due(self) -> float:
-        if self.first_byte is None:
-            return self._asked + self._first_byte_s
-        return self._last + self._stall_s
-
-    def _look(self) -> None:
-        due = self._due()
-        if due > self._clock.now():
-            self._alarm = self._clock.call_at(due, self._look)
-            return
+    def _out_of_time(self) -> None:
         self._server.abandon(self._job)
         self._failed(Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL)
 
@@ -134,13 +125,15 @@ class SimulatedAnswer:
         except asyncio.CancelledError:
             self.discard()
             raise
+        finally:
+            exchange.first_byte = self.first_byte
         if outcome.kind is Kind.FAILED:
             downstream.abort()
         return outcome
 
     def discard(self) -> None:
         """The answer is not wanted: the server hears of it at once."""
-        self._alarm.cancel()
+        self._timer.stop()
         self._sink = None
         self._server.abandon(self._job)
 

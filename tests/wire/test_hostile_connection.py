@@ -271,3 +271,27 @@ async def test_120_an_upstream_that_answers_before_the_body_is_not_used_again() 
             await origin.until(lambda: origin.connections[0].gone)
         assert (await g.ask(GOOD)).status == 200
         assert [len(each.requests) for each in origin.connections] == [1, 1]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_120_the_rest_of_a_body_that_was_answered_early_is_no_request(framing: str) -> None:
+    """The client sends on: what follows is still body, up to its end, or the connection closes."""
+
+    async def early(connection: Connection, request: Request) -> None:
+        connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+
+    rest = get(target=b"/smuggled")
+    if framing == "length":
+        raw, end = post(b"Content-Length: %d" % len(rest)), rest
+    else:
+        raw, end = chunked(b"1\r\na\r\n"), b"%x\r\n%s\r\n0\r\n\r\n" % (len(rest), rest)
+    async with Origin(by_target({b"/x": early})) as origin, gateway(origin) as g:
+        async with g.client() as client:
+            await client.send(raw)
+            assert (await client.response()).status == 403
+            await client.send(end + GOOD)
+            client.half_close()
+            remaining = await client.rest()
+            assert remaining == b"" or remaining.count(b"HTTP/1.1 ") == 1
+        assert (await g.ask(GOOD)).status == 200
+        assert b"/smuggled" not in [request.target for request in origin.heads]

@@ -9,14 +9,16 @@ import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
-from gateway.config import AccessLog, Limits, Telemetry, Timeouts
+from gateway.config import AccessLog, Admin, Limits, Telemetry, Timeouts
 from tests.harness import GOOD, Gateway, eventually, gateway
 from tests.process import process
 from tests.wire.client import Client, TruncatedError
-from tests.wire.origin import BOUND, Origin
+from tests.wire.origin import BOUND, Origin, silent
 from tests.wire.table import get
 
 
@@ -156,35 +158,56 @@ async def test_151_nothing_in_a_request_can_forge_a_log(format_: str, tmp_path: 
         assert all(isinstance(json.loads(line), dict) for line in lines)
 
 
-async def test_155_random_names_do_not_become_labels(tmp_path: Path) -> None:
-    """Methods, hosts, paths, models: none of them is a label, so the count of series stands."""
-    from aiohttp import ClientSession
-
-    from gateway.config import Admin
-
-    async with Origin() as origin, gateway(origin, admin=Admin(listen="127.0.0.1:0")) as g:
+@asynccontextmanager
+async def administered(origin: Origin, **sections: Any) -> AsyncIterator[tuple[Gateway, str]]:
+    """A gateway and the address of its admin listener."""
+    async with gateway(origin, admin=Admin(listen="127.0.0.1:0"), **sections) as g:
         await g.server.start_admin()
         assert g.server.admin is not None
-        rng = random.Random(3)
+        yield g, f"http://127.0.0.1:{g.server.admin.addresses[0][1]}"
 
-        async def series() -> set[str]:
-            async with ClientSession() as session:
-                url = f"http://127.0.0.1:{g.server.admin.addresses[0][1]}/metrics"  # type: ignore[union-attr]
-                async with session.get(url) as response:
-                    assert response.status == 200
-                    text = await response.text()
-            return {line.rpartition(" ")[0] for line in text.splitlines() if line[:1] != "#"}
 
-        async def ask(name: bytes) -> None:
-            body = b'{"model": "%s"}' % name
-            await g.ask(
-                b"M%s /%s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s"
-                % (name.upper(), name, name, len(body), body)
-            )
+async def fetch(url: str) -> str:
+    async with ClientSession() as session, session.get(url) as response:
+        assert response.status == 200
+        return await response.text()
 
-        await ask(b"first")
-        before = await series()
+
+async def test_147_the_admin_listener_answers_when_connections_are_used_up() -> None:
+    sections = {"limits": Limits(connections=5)}
+    async with (
+        Origin(silent) as origin,
+        administered(origin, **sections) as (g, admin),
+        crowd(g, 5) as busy,
+    ):
+        for client in busy:
+            await client.send(get())
+        await origin.until(lambda: len(origin.requests) == 5)
+        for page in ("/livez", "/readyz", "/metrics"):
+            assert await fetch(admin + page)
+
+
+async def test_155_random_names_do_not_become_labels() -> None:
+    """Methods, hosts, paths, models: none of them is a label, so the count of series stands."""
+    rng = random.Random(3)
+
+    async def ask(g: Gateway, name: bytes) -> None:
+        body = b'{"model": "%s"}' % name
+        await g.ask(
+            b"M%s /%s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (name.upper(), name, name, len(body), body)
+        )
+
+    async def series(admin: str) -> set[str]:
+        lines = (await fetch(admin + "/metrics")).splitlines()
+        return {line.rpartition(" ")[0] for line in lines if line[:1] != "#"}
+
+    async with Origin() as origin, administered(origin) as (g, admin):
+        for _ in range(2):
+            await ask(g, b"first")
+        before = await series(admin)
         assert before
         for _ in range(100):
-            await ask(b"%x" % rng.getrandbits(64))
-        assert await series() == before
+            await ask(g, b"%x" % rng.getrandbits(64))
+        assert await series(admin) == before
+        assert len(origin.requests) == 102
