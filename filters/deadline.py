@@ -74,7 +74,7 @@ class Deadline:
         exchange.asked = asked is not None or self._config.default is not None
         if self._clock.now() >= deadline:
             raise self._expired(exchange)
-        expiry = _Expiry(cast("Task[object]", current_task()))
+        expiry = _Expiry(cast("Task[object]", current_task()), exchange)
         timer = self._clock.call_at(deadline, expiry.fire)
         try:
             return await next(exchange)
@@ -99,14 +99,17 @@ class _Expiry:
     A client that leaves in the same moment cancels too; that must stay a cancellation.
     """
 
-    __slots__ = ("before", "fired", "task")
+    __slots__ = ("before", "exchange", "fired", "task")
 
-    def __init__(self, task: Task[object]) -> None:
+    def __init__(self, task: Task[object], exchange: Exchange) -> None:
+        self.exchange = exchange
         self.task = task
         self.before = task.cancelling()
         self.fired = False
 
     def fire(self) -> None:
+        if self.exchange.upgrade and self.exchange.downstream.committed:
+            return  # A tunnel has no end of its own; silence ends it, not age.
         self.fired = True
         self.task.cancel()
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from gateway import admin_views, exposition
 from gateway.admin_rules import Asked, Listening, Refusal, judge
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler, Middleware
+
     from gateway.server import Server
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -32,7 +32,9 @@ class Converter:
     def __init__(self, problems: Problems, folder: FilePath, env: Environment[str, str]) -> None:
         self.problems = problems
         self.positions: dict[Path, Mark] = {}
-        self.dirty: set[Path] = set()
+        self.dirty: list[Path] = []
+        self._around: set[Path] | None = None
+        self._exact: set[Path] = set()
         self._folder = folder
         self._env = env
         self._filters = Filters()
@@ -50,14 +52,19 @@ class Converter:
 
     def error(self, path: Path, mark: Mark, message: str, hint: str = "") -> Any:
         self.problems.error(mark, message, hint)
-        self.dirty.add(path)
+        self.dirty.append(path)
+        if self._around is not None:
+            self._around.update(path[:size] for size in range(len(path) + 1))
+            self._exact.add(path)
         return INVALID
 
     def clean(self, path: Path) -> bool:
         """Whether nothing was wrong in this part of the file, nor with a part around it."""
-        return not any(
-            each[: len(path)] == path or path[: len(each)] == each for each in self.dirty
-        )
+        if self._around is None:
+            self._around = {each[:size] for each in self.dirty for size in range(len(each) + 1)}
+            self._exact = set(self.dirty)
+        inside = path in self._around
+        return not inside and not any(path[:size] in self._exact for size in range(len(path)))
 
     def _value(self, node: Node, kind: Any, path: Path, base: Any = None) -> Any:
         self.positions[path] = node.mark
@@ -162,10 +169,11 @@ class Converter:
         for item in items:
             # Positions follow the values that are kept, so that checks can go by index.
             place = (*path, len(values))
+            known = len(self.dirty)
             value = self._value(item, kind.item_type, place)
             if value is INVALID:
-                self.dirty = {each for each in self.dirty if each[: len(place)] != place}
-                self.dirty.add((*path, "*"))
+                del self.dirty[known:]
+                self.dirty.append((*path, "*"))
             else:
                 values.append(value)
         return tuple(values)

@@ -35,7 +35,7 @@ class Downstream(asyncio.Protocol):
     """One accepted connection. Every transition of ``_mode`` is in this file."""
 
     __slots__ = (
-        "_body", "_decoder", "_exchange", "_expects", "_flow", "_held", "_left",
+        "_body", "_decoder", "_exchange", "_expects", "_flow", "_half_closed", "_held", "_left",
         "_mode", "_partial", "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "client",
         "closing", "ended", "secure", "transport", "trusted", "tunnel",
     )  # fmt: skip
@@ -57,7 +57,7 @@ class Downstream(asyncio.Protocol):
         self._responder: Responder | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._expects = self._paused = self._served = False
+        self._expects = self._half_closed = self._paused = self._served = False
         self._timer = Timer(acceptor.clock, self._out_of_time)
 
     # -- the connection ----------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Downstream(asyncio.Protocol):
         if body is not None and not body.complete:
             self._leave()
             return False
-        self.closing = True
+        self._half_closed = True
         self.acceptor.watch_half_closed(self)
         return not self.secure
 
@@ -249,14 +249,14 @@ class Downstream(asyncio.Protocol):
     def _break_off(self, reject: Reject) -> None:
         """The body turned out bad while its exchange was under way."""
         responder, body = cast("Responder", self._responder), cast("RequestBody", self._body)
+        exchange, task = self._exchange, self._task
         self.closing = True
+        if exchange is not None:
+            exchange.reason = reject.reason
         if responder.committed:
             body.abort()
             responder.abort()
             return
-        exchange, task = self._exchange, self._task
-        if exchange is not None:
-            exchange.reason = reject.reason
         self._cut_off()
         body.abort()
         if task is not None:
@@ -338,6 +338,8 @@ class Downstream(asyncio.Protocol):
             if self._held:
                 data, self._held = self._held, b""
                 self._head_data(data)
+            if self._half_closed and self._exchange is None:
+                self.transport.close()
 
     def _cut_off(self) -> None:
         if self._responder is not None:

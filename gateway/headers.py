@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NOT_FORWARDED = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"http2-settings", b"expect", b"content-length", b"host",
-    b"x-request-id", b"x-request-timeout-ms",
+    b"x-request-id", b"x-request-timeout-ms", b"forwarded", b"x-forwarded-for",
 ))  # fmt: skip
 _FORWARDED = frozenset((
     b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host",
@@ -99,13 +99,14 @@ def _forwarding(exchange: Exchange) -> bytes:
     if not exchange.trusted:
         return b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (client, scheme)
     index = exchange.request.index
-    # Lines of ours beside the client's: a list header may be spread over lines, in order.
-    lines = b"x-forwarded-for: %b\r\n" % client
+    # One line each: many servers that build a mapping of fields keep only the last of several.
+    before = index.get(b"x-forwarded-for")
+    lines = b"x-forwarded-for: %b\r\n" % (client if before is None else before + b", " + client)
     if b"x-forwarded-proto" not in index:
         lines += b"x-forwarded-proto: %b\r\n" % scheme
     if b"forwarded" in index:
         quoted = b'"[%b]"' % client if b":" in client else client or b"unknown"
-        lines += b"forwarded: for=%b;proto=%b\r\n" % (quoted, scheme)
+        lines += b"forwarded: %b, for=%b;proto=%b\r\n" % (index[b"forwarded"], quoted, scheme)
     return lines
 
 

@@ -28,7 +28,8 @@ REQUEST = (
 ANSWER = (
     b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Mon, 23 Nov 2026 18:57:59 GMT\r\n"
     b"Content-Type: application/json\r\nContent-Length: 500\r\nConnection: keep-alive\r\n\r\n"
-    + b"y" * 500
+    + b"y"
+    * 500
 )
 
 

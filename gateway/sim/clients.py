@@ -79,11 +79,12 @@ class Client:
 
     __slots__ = (
         "_loop", "_task", "_timer", "_vanishes", "attempts", "committed", "end", "ended_at",
-        "exchange", "faults", "first_byte", "status",
+        "exchange", "faults", "first_byte", "number", "status",
     )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, vanishes: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, number: int, vanishes: bool) -> None:
         self._loop = loop
+        self.number = number
         self._vanishes = vanishes
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -213,13 +214,15 @@ class Crowd:
         self._index = dict(traffic.headers)
         if traffic.timeout_ms is not None:
             self._index[b"x-request-timeout-ms"] = b"%d" % traffic.timeout_ms
-        self.clients: list[Client] = []
+        self._ended: dict[int, Record] = {}
+        self._arrivals = 0
         self.open = 0
         self.done = False
         self._schedule(self._start)
 
     def records(self) -> list[Record]:
-        return [client.record(self._traffic.name, self._start) for client in self.clients]
+        """Of the exchanges that have ended, in the order of their arrival."""
+        return [self._ended[number] for number in sorted(self._ended)]
 
     def _schedule(self, now: float) -> None:
         """Set the timer of the next arrival: an exponential gap, spent at each phase's rate."""
@@ -244,7 +247,8 @@ class Crowd:
 
     def _arrive(self) -> None:
         traffic, loop = self._traffic, self._loop
-        number = len(self.clients)
+        number = self._arrivals
+        self._arrivals += 1
         now = loop.time()
         data = b'{"prompt": "%s %d"}' % (traffic.name.encode(), number)
         if traffic.body is not None:
@@ -256,7 +260,7 @@ class Crowd:
         body = RequestBody(len(data), self._store, _SOURCE)
         body.feed(data)
         body.end([])
-        client = Client(loop, traffic.vanishes)
+        client = Client(loop, number, traffic.vanishes)
         exchange = Exchange(
             request,
             cast("Body", body),
@@ -268,10 +272,10 @@ class Crowd:
         )
         exchange.route = self._route(request)
         exchange.request_id = b"%s-%d" % (traffic.name.encode(), number)
-        self.clients.append(client)
         self.open += 1
         client.send(exchange, self._rng.uniform(*traffic.patience), self._over)
         self._schedule(now)
 
     def _over(self, client: Client) -> None:
         self.open -= 1
+        self._ended[client.number] = client.record(self._traffic.name, self._start)

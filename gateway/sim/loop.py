@@ -19,15 +19,15 @@ SHOWN = 8
 """Tasks that the message of a deadlock names."""
 
 
-class Deadlock(RuntimeError):
+class Deadlock(RuntimeError):  # noqa: N818  It is the word for it.
     """Nothing is ready, no timer is set, and the main coroutine is not done; or it never ends."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """``time()`` is virtual. ``limit``: virtual seconds after which a run counts as endless.
 
-    Timers fire in order of their time, exactly at it (or within the nanosecond before). Cost: that of asyncio's loop without the
-    system call.
+    Timers fire in the order of their times, and exactly at them (those within one nanosecond
+    together). Cost: that of asyncio's loop without the system call.
     """
 
     _scheduled: list[asyncio.TimerHandle]
@@ -65,7 +65,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> NoReturn:
         raise RuntimeError("there are no threads in virtual time")
 
-    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> NoReturn:  # type: ignore[override]
+    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> NoReturn:
         raise RuntimeError("there are no threads in virtual time")
 
 

@@ -40,7 +40,7 @@ class Model:
         """One service time."""
         if self.sigma == 0:
             return self.mean
-        return rng.lognormvariate(math.log(self.mean) - self.sigma**2 / 2, self.sigma)
+        return self.mean * math.exp(rng.gauss(-(self.sigma**2) / 2, self.sigma))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 ``SimulatedPool.send`` is what ``Cluster.attempt`` awaits, and its answers are what ``Forward``
 relays; everything above runs as in production. Connections are not modelled: making one takes
-``CONNECT`` seconds or fails, and closing one is heard at the other end at once. The two clocks of
-an attempt follow the rule of ``gateway/call.py``: to the first byte of the body, then between bytes.
+``CONNECT`` seconds or fails, and closing one is heard at the other end at once. The two
+clocks of an attempt follow the rule of ``gateway/call.py``: to the first byte of the body, then
+between bytes.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ CONNECT = 0.0005
 
 
 class SimulatedAnswer:
-    """One attempt at a simulated server. Implements ``filters.api.Answer``, and the server's Waiter.
+    """One attempt at a simulated server. Implements ``filters.api.Answer`` and ``Waiter``.
 
     ``head`` resolves to None when a usable head is there, else to the reason of the failure.
     """

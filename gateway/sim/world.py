@@ -148,7 +148,7 @@ class _World:
             rng = Random(f"{self._seed}/traffic/{number}")
             self._crowds.append(Crowd(traffic, wiring.route, self._store, loop, rng))
         await asyncio.sleep(max([plan.seconds, *(at for at, _, _ in plan.events)]))
-        while not self._quiet():
+        while not self._quiet():  # noqa: ASYNC110  Looking costs nothing in virtual time.
             await asyncio.sleep(0.1)
         self._tasks_left = len(asyncio.all_tasks(loop)) - 1
         self._clock.close()

@@ -80,7 +80,10 @@ def test_what_is_accepted_llhttp_reads_the_same_way(head: bytes) -> None:
         return
     oracle = Oracle()
     parser = httptools.HttpRequestParser(oracle)
-    parser.feed_data(head)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserInvalidMethodError:
+        return  # It knows a list of methods; here any upper-case token is one.
     assert oracle.complete
     assert oracle.url == request.target
     assert parser.get_method() == request.method
