@@ -244,7 +244,6 @@ class Retry:
         exchange = attempt.exchange
         self._budget.deposit(self._clock.now())
         while True:
-            exchange.attempts += 1
             outcome = await next(attempt)
             now = self._clock.now()
             verdict = self._policy.decide(exchange, outcome, attempt.number, now, self._rng)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ class Listening(NamedTuple):
     names: frozenset[str] = frozenset()
 
 
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 PROBES = frozenset(("/livez", "/readyz", "/metrics"))
 """Open to everybody who reaches the listener: they change nothing and name no secrets."""
 
@@ -84,9 +86,9 @@ def host_matches(host: str | None, at: Listening) -> bool:
 
 
 def _host_name(host: str) -> str:
-    if host.startswith("["):
-        return host[: host.find("]") + 1].lower()
-    return host.partition(":")[0].lower().rstrip(".")
+    """The name in a Host field, "" if it is not one and a port, whole."""
+    found = _HOST.fullmatch(host.lower())
+    return found[1].rstrip(".") if found else ""
 
 
 def _same(origin: str, host: str | None) -> bool:

@@ -11,7 +11,7 @@ from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import wire
 from gateway.chunked import encode, encode_end
 from gateway.clock import Timer
-from gateway.headers import answer_headers, upgrade_headers
+from gateway.headers import answer_headers, debug_headers, upgrade_headers
 from gateway.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -216,7 +216,10 @@ class Call:
         length = None if declared is None else int(declared)
         exchange.first_byte = self.first_byte
         # THE COMMIT POINT: from here on the client has seen an answer, and no other can begin.
-        downstream.start(head.status, answer_headers(head, exchange.request_id), length)
+        headers = answer_headers(head, exchange.request_id)
+        if exchange.route.debug:
+            headers += debug_headers(exchange)
+        downstream.start(head.status, headers, length)
         if self._ended is not None:
             downstream.finish(b"".join(self._pieces), self._ended)
             return Outcome(Kind.OK, head.status)

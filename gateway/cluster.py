@@ -87,8 +87,8 @@ class Cluster:
         if endpoint is None:
             return Outcome(Kind.FAILED, 0, Reason.NO_ENDPOINT, sent=False, complete=False)
         attempt.endpoint = attempt.exchange.endpoint = endpoint.name
+        attempt.exchange.attempts += 1
         # Without the retry filter nobody else counts.
-        attempt.exchange.attempts = attempt.exchange.attempts or 1
         permit = Permit(endpoint, self._clock, self._clock.now())
         try:
             outcome = await endpoint.pool.send(attempt)

@@ -128,3 +128,11 @@ def upgrade_headers(head: ResponseHead, request_id: bytes) -> Headers:
     headers = answer_headers(head, request_id)
     headers += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
     return headers
+
+
+def debug_headers(exchange: Exchange) -> Headers:
+    """What became of an exchange here, where ``telemetry.debug_headers`` asks for it."""
+    return [
+        (b"x-tailrace-endpoint", exchange.endpoint.encode()),
+        (b"x-tailrace-attempts", b"%d" % exchange.attempts),
+    ]

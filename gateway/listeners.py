@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import resource
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,7 @@ async def bind(
     context = tls.listening if tls is not None else None
     if listener.address.startswith("unix:"):
         path = listener.address.removeprefix("unix:")
-        _remove_stale_socket(path)
+        _refuse_live_socket(path)
         server = await loop.create_unix_server(accepted, path, ssl=context, backlog=BACKLOG)
     else:
         host, _, port = listener.address.rpartition(":")
@@ -71,14 +73,27 @@ def connection_limit(wanted: int) -> int:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     fits = max(16, (soft - OTHER_FILES) // 2)
     if fits < wanted:
-        log.warning(
-            "limits.connections %d is above what %d open files allow: %d", wanted, soft, fits
-        )
+        log.info("limits.connections %d is above what %d open files allow: %d", wanted, soft, fits)
     return min(wanted, fits)
 
 
-def _remove_stale_socket(path: str) -> None:
-    """A socket file that a killed process left behind would keep us from binding."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(Path(path).stat().st_mode):
-            Path(path).unlink()
+def _refuse_live_socket(path: str) -> None:
+    """Raise OSError if somebody answers on this socket file.
+
+    The event loop replaces any socket file, to get rid of those that killed processes left; that
+    of a running one would be taken over without a word.
+    """
+    if not stat.S_ISSOCK(_mode(path)):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            probe.connect(path)
+            raise OSError(errno.EADDRINUSE, f"socket in use: {path}")
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0

@@ -18,12 +18,14 @@ class BoundRoute:
     """One route with everything that an exchange on it needs, made once per configuration.
 
     ``clocks``: first byte and stall in seconds. ``request_drop``: lower-case names that are not
-    sent on; ``request_lines``: fields that are added, as bytes. ``rewrite``: target to target.
+    sent on; ``request_lines``: fields that are added, as bytes. ``rewrite``: target to target. ``debug``: answers tell
+    what became of the exchange here.
     """
 
     __slots__ = (
         "clocks",
         "cluster",
+        "debug",
         "name",
         "replayable",
         "request_drop",
@@ -44,6 +46,7 @@ class BoundRoute:
         self.cluster = cluster
         self.clocks = clocks
         self.replayable = replayable
+        self.debug = False
         self.service: Service[Exchange, Outcome]
         self.request_drop: frozenset[bytes] = frozenset()
         self.request_lines = b""

@@ -70,6 +70,7 @@ class Wiring:
         bound = BoundRoute(
             name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
         )
+        bound.debug = self.config.telemetry.debug_headers
         attempts = self._attempt_chain(name, filters, policy, self.clusters[route.cluster].attempt)
         bound.service = chain(self._exchange_chain(filters), Forward(attempts))
         return bound

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 
 import msgspec
@@ -226,3 +227,19 @@ async def test_stop_gives_every_upstream_connection_back() -> None:
         for client in clients:
             with contextlib.suppress(OSError):
                 await client.close()
+
+
+async def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    listener = {"address": f"unix:{path}"}
+    async with Origin() as origin, gateway(origin, listener=listener) as g:
+        assert g.address == str(path)
+        assert (await g.ask(GOOD)).status == 200
+        second = Server(configure(origin, listener=listener))
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        assert (await g.ask(GOOD)).status == 200
+    assert not path.exists()

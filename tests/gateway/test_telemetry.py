@@ -8,16 +8,18 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from filters.api import Reason
 from filters.deadline import Config as Deadline
 from gateway.config import AccessLog, Limits, Telemetry
-from gateway.metrics import RouteCounters
 from tests.harness import Gateway, eventually, gateway
 from tests.wire.origin import Connection, Origin, Request, answer, by_target, echo, silent, slam
+
+if TYPE_CHECKING:
+    from gateway.metrics import RouteCounters
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\nUser-Agent: test\r\n\r\n"
 ROUTE = "0:/"
@@ -57,8 +59,8 @@ async def logging_gateway(
 
 async def test_an_answer_is_counted_and_logged(tmp_path: Path) -> None:
     async with Origin(echo) as origin, logging_gateway(tmp_path / "log", origin) as seen:
-        raw = b"POST /p?q=1 HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\nContent-Length: 5\r\n\r\nhello"
-        assert (await seen.running.ask(raw)).body == b"hello"
+        head = b"POST /p?q=1 HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\nContent-Length: 5\r\n\r\n"
+        assert (await seen.running.ask(head + b"hello")).body == b"hello"
         (line,) = await seen.lines(1)
         wanted = {
             "request_id": "mine", "client": "127.0.0.1", "method": "POST", "path": "/p",
@@ -181,7 +183,9 @@ async def test_a_reload_moves_the_log_and_loses_nothing(tmp_path: Path) -> None:
         await seen.running.ask(GET)
         await eventually(lambda: (tmp_path / "three").exists())
         await server.telemetry.stop()
-        counts = [len((tmp_path / each).read_text().splitlines()) for each in ("one", "two", "three")]
+        counts = [
+            len((tmp_path / each).read_text().splitlines()) for each in ("one", "two", "three")
+        ]
         assert counts == [1, 2, 1]
         assert seen.counters.requests == {("c", 2, None): 5}
         assert server.telemetry.lines_dropped == 0

@@ -109,9 +109,7 @@ def get(*fields: str) -> bytes:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    return {
-        each.key: each.value.string_value or each.value.int_value for each in span.attributes
-    }
+    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
 async def test_an_exchange_and_its_attempts_are_one_trace() -> None:

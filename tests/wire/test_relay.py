@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import Rewrite
+from gateway.config import Rewrite, Telemetry
 from tests.harness import GOOD, gateway
 from tests.wire.origin import Connection, Origin, Request, answer, chunks, each, echo
 from tests.wire.table import get, post
@@ -225,3 +225,11 @@ async def test_an_interrupted_exchange_leaves_the_others_alone() -> None:
         results = await asyncio.gather(*[g.ask(get()) for _ in range(3)], return_exceptions=True)
         assert all(isinstance(result, Exception) for result in results)
         assert (await g.ask(GOOD)).status == 200
+
+
+async def test_debug_headers_tell_what_became_of_an_exchange() -> None:
+    telemetry = Telemetry(access_log=None, debug_headers=True)
+    async with Origin() as origin, gateway(origin, telemetry=telemetry) as g:
+        headers = dict((await g.ask(GOOD)).headers)
+        assert headers[b"x-tailrace-endpoint"] == origin.url.removeprefix("http://").encode()
+        assert headers[b"x-tailrace-attempts"] == b"1"
