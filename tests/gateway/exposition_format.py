@@ -24,7 +24,7 @@ def parse(text: str) -> Samples:
     described: set[str] = set()
     typed: dict[str, str] = {}
     family = ""
-    for line in text.splitlines():
+    for line in text[:-1].split("\n"):
         if found := _HELP.fullmatch(line):
             family = found[1]
             assert family not in described, f"described twice: {family}"

@@ -1,4 +1,4 @@
-"""Access log lines: what is in them, what cannot be put into them, and a writer that never blocks."""
+"""Access log lines: what is in them, what cannot get into them; a writer that never blocks."""
 
 from __future__ import annotations
 
