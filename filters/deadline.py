@@ -8,7 +8,7 @@ others belong to the attempt, which knows its connection.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Task, current_task
+from asyncio import AbstractEventLoop, CancelledError, Task, current_task, get_running_loop
 from typing import TYPE_CHECKING, cast
 
 from filters.api import Exchange, Outcome, Reason, Reject
@@ -59,11 +59,12 @@ class Deadline:
     called off per exchange. ``expired`` is read by the metrics.
     """
 
-    __slots__ = ("_clock", "_config", "expired")
+    __slots__ = ("_clock", "_config", "_loop", "expired")
 
     def __init__(self, config: Config, clock: Clock) -> None:
         self._config = config
         self._clock = clock
+        self._loop: AbstractEventLoop | None = None
         self.expired = 0
 
     async def __call__(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
@@ -74,7 +75,11 @@ class Deadline:
         exchange.asked = asked is not None or self._config.default is not None
         if self._clock.now() >= deadline:
             raise self._expired(exchange)
-        expiry = _Expiry(cast("Task[object]", current_task()), exchange)
+        loop = self._loop
+        if loop is None:
+            # Kept, because asking for the running loop costs a system call each time.
+            loop = self._loop = get_running_loop()
+        expiry = _Expiry(cast("Task[object]", current_task(loop)), exchange)
         timer = self._clock.call_at(deadline, expiry.fire)
         try:
             return await next(exchange)

@@ -161,8 +161,12 @@ class Telemetry:
 
     async def _load_tracing(self, settings: config.Tracing) -> None:
         # Half a second of imports, on a thread: the listeners are open and serving.
-        library = await asyncio.to_thread(importlib.import_module, "gateway.tracing")
-        made: Tracing = await asyncio.to_thread(library.Tracing, settings, self._rng)
+        try:
+            library = await asyncio.to_thread(importlib.import_module, "gateway.tracing")
+            made: Tracing = await asyncio.to_thread(library.Tracing, settings, self._rng)
+        except Exception:
+            log.exception("no tracing")
+            return
         if self._settings.tracing == settings:
             self._tracing = made
         else:

@@ -35,12 +35,14 @@ class CpuWindow:
     def __init__(self, proxy: Child, cores: Cores) -> None:
         self._proxy = proxy
         self._cores = cores
-        self._before = self._read()
+        self._before = self._after = self._read()
 
-    def close(self, units: float) -> Sample:
+    def close(self) -> None:
+        self._after = self._read()
+
+    def sample(self, units: float) -> Sample:
         """``cpu_us`` per unit of work. ``others_share`` only where the core is the proxy's own."""
-        before, after = self._before, self._read()
-        seconds, spent, busy = (b - a for a, b in zip(before, after, strict=True))
+        seconds, spent, busy = (b - a for a, b in zip(self._before, self._after, strict=True))
         sample = {"cpu_us": spent * 1e6 / units, "core_share": spent / seconds}
         if not self._cores.proxy & self._cores.load:
             sample["others_share"] = max(0.0, (busy - spent) / seconds)

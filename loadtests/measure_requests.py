@@ -22,7 +22,8 @@ def measure(bench: Bench) -> Result:
                 return _sample(wrk(upstream.port, seconds, bench.cores))
             window = CpuWindow(proxy, bench.cores)
             load = wrk(proxy.port, seconds, bench.cores)
-            return {**window.close(load["requests"]), **_sample(load)}
+            window.close()
+            return {**window.sample(load["requests"]), **_sample(load)}
 
         with bench.running(upstream.port) as proxies:
             for name, proxy in [(DIRECT, upstream), *proxies.items()]:

@@ -65,9 +65,9 @@ def _window(
             window = CpuWindow(proxy, bench.cores) if proxy is not None else None
             load_before = server.cpu_seconds() + reader.cpu_seconds()
             _expect(reader, "end")
+            if window is not None:
+                window.close()
             load_spent = server.cpu_seconds() + reader.cpu_seconds() - load_before
-            # The reader sorts its delays before this line comes: the window closes first.
-            cpu = window.close(1) if window is not None else {}
             read: Sample = json.loads(_line(reader))
         finally:
             limit.cancel()
@@ -76,10 +76,8 @@ def _window(
             f"{read['refused']:.0f} streams refused, {read['broken']:.0f} broken, "
             f"{read['tokens']:.0f} tokens"
         )
-    if cpu:
-        cpu["cpu_us"] /= read["tokens"]
     return {
-        **cpu,
+        **(window.sample(read["tokens"]) if window is not None else {}),
         "p50_ms": read["p50_us"] / 1e3,
         "p99_ms": read["p99_us"] / 1e3,
         "max_ms": read["max_us"] / 1e3,

@@ -26,8 +26,8 @@ class Deadlock(RuntimeError):  # noqa: N818  It is the word for it.
 class VirtualLoop(asyncio.BaseEventLoop):
     """``time()`` is virtual. ``limit``: virtual seconds after which a run counts as endless.
 
-    Timers fire in the order of their times, and exactly at them (those within one nanosecond
-    together). Cost: that of asyncio's loop without the system call.
+    Timers fire in the order of their times, and exactly at them. Cost: that of asyncio's loop
+    without the system call.
     """
 
     _scheduled: list[asyncio.TimerHandle]
@@ -37,7 +37,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = START
         self._end = START + limit
         self._selector = self
-        self._clock_resolution = 1e-9
+        self._clock_resolution = math.ulp(START)
 
     def time(self) -> float:
         return self._now
@@ -49,6 +49,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if timeout > 0:
             # The timer's own time, not now + timeout, which may be a rounding error earlier.
             self._now = self._scheduled[0].when()
+            self._clock_resolution = math.ulp(self._now)
             if self._now > self._end:
                 raise Deadlock(f"still not done after the limit, {self._waiting()}")
         return ()

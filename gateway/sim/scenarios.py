@@ -275,10 +275,10 @@ def _retry_after_claims(report: Report) -> list[Claim]:
     told = [r for r in long if r.status == 503]
     again = sum(len(r.attempts) > 1 for r in told)
     return [
-        (len(gaps) >= 5, f"there are retries: {len(gaps)}"),
+        (len(gaps) >= 2, f"there are retries: {len(gaps)}"),
         (shortest >= 1.0, f"none before the second that was asked for: {shortest:.3f} s"),
         (_failed(brief) == 0, f"so none of them fails: {_failed(brief)} do"),
-        (len(told) >= 10, f"a Retry-After of 30 s is the client's to wait: {len(told)} told"),
+        (len(told) >= 4, f"a Retry-After of 30 s is the client's to wait: {len(told)} told"),
         (again == 0, f"nothing is retried against it: {again} were"),
     ]
 
@@ -287,7 +287,7 @@ RETRY_AFTER = Scenario(
     "retry-after",
     "the only server asks for 1 s (from 2 s, for 0.8 s), later for 30 s (from 9 s, for 1 s)",
     Plan(
-        world(1, config.Filters()),
+        world(1, config.Filters(budget=budget.Config(min_per_second=5.0))),
         (Model(),),
         (Traffic("chat", ((12.0, 20.0),)),),
         (
@@ -312,7 +312,7 @@ def _leaving_claims(report: Report) -> list[Claim]:
     cancelled = sum(server.cancelled for server in report.servers)
     slow = quantile([r.latency for r in steady], 0.99)
     return [
-        (left >= 2000, f"enough of them leave: {left}"),
+        (left >= 1700, f"enough of them leave: {left}"),
         (served == delivered, f"no answer is made for nobody: {served} made, {delivered} taken"),
         (cancelled == left, f"each is cancelled upstream: {cancelled} of {left}"),
         (_failed(steady) == 0, f"the others lose nothing: {_failed(steady)} failures"),
@@ -348,14 +348,21 @@ STALL = 1.0
 def _stall_claims(report: Report) -> list[Claim]:
     ended = [r for r in report.records if r.end == "aborted"]
     wrong = sum(r.reason != "stall" for r in ended)
-    latest = max((r.latency for r in ended), default=0.0)
+    silent = [r.latency - r.first_byte for r in ended]
     others = [r for r in report.records if not r.ok and r.end != "aborted"]
     again = sum(len(r.attempts) > 1 for r in ended)
     after = report.arrived(10.0, 15.0)
     return [
         (len(ended) >= 2, f"the stalled streams are broken off visibly: {len(ended)}"),
         (wrong == 0, f"with the reason: {wrong} without"),
-        (latest <= STALL + 0.5, f"by their own clock: the last after {latest:.3f} s"),
+        (
+            min(silent, default=0.0) >= STALL,
+            f"by their own clock: {min(silent, default=0.0):.3f} s",
+        ),
+        (
+            max(silent, default=0.0) <= STALL + 0.1 + TICK,
+            f"in time: {max(silent, default=0.0):.3f} s",
+        ),
         (again == 0, f"never tried again after the head: {again} were"),
         (not others, f"all others finish: {len(others)} do not"),
         (_failed(after) == 0, f"full service after the recovery: {_failed(after)} failures"),

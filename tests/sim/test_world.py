@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +19,6 @@ from gateway.sim.scenarios import world
 from gateway.sim.servers import Condition, Model, ModelServer
 from gateway.sim.stats import attempts_per_request, failures, quantile
 from gateway.sim.world import Plan, overspent, simulate
-from random import Random
 
 SMALL = Plan(world(2, config.Filters()), (Model(),), (Traffic("chat", ((1.0, 100.0),)),))
 
