@@ -135,9 +135,8 @@ class Acceptor:
             if connection.exchange is not None:
                 yield connection.exchange
 
-    def drain(self) -> None:
-        """No more requests on what is open: idle connections close, answers say so."""
-        self.draining = True
+    def close_idle(self) -> None:
+        """End of a drain's grace: what is idle now was so all through it, or is brand-new."""
         for connection in list(self.connections):
             connection.close_if_idle()
 

@@ -38,9 +38,13 @@ class LoopClock:
 
     __slots__ = ("_armed_at", "_heap", "_loop", "_serial", "_timer", "dead", "now")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, now: Callable[[], float] | None = None
+    ) -> None:
+        """``now`` must run with ``loop.time``; it is for loops whose own time is coarse, as
+        uvloop's, which moves in milliseconds and only between two rounds of callbacks."""
         self._loop = loop
-        self.now: Callable[[], float] = loop.time
+        self.now = now or loop.time
         self._heap: list[tuple[float, int, Alarm]] = []
         self._serial = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -68,7 +72,7 @@ class LoopClock:
         if self._timer is not None:
             self._timer.cancel()
         self._armed_at = when
-        self._timer = self._loop.call_at(when, self._ring)
+        self._timer = self._loop.call_later(max(0.0, when - self.now()), self._ring)
 
     def _ring(self) -> None:
         self._timer = None

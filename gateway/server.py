@@ -60,7 +60,7 @@ class Server:
         """Open the listeners. Raises OSError if one cannot be bound; then nothing stays open."""
         loop = asyncio.get_running_loop()
         self.loop = loop
-        self.clock = LoopClock(loop)
+        self.clock = LoopClock(loop, time.monotonic)
         seed = int.from_bytes(os.urandom(8))
         self.rng = Random(seed)
         log.debug("seed %d", seed)
@@ -122,12 +122,17 @@ class Server:
         return self._draining
 
     async def _drain(self) -> bool:
-        """Not ready, but serving on until load balancers notice; then finish what is under way."""
+        """Not ready, but serving on until load balancers notice; then finish what is under way.
+
+        Answers say ``Connection: close`` from the start. So whoever is active has moved by the end
+        of the grace, and closing what is idle then cannot cross a request on its way.
+        """
         self.ready = False
+        self.acceptor.draining = True
         log.info("draining: not ready, serving for %g s more", self.config.drain.grace)
         await asyncio.sleep(self.config.drain.grace)
         self._close_listeners()
-        self.acceptor.drain()
+        self.acceptor.close_idle()
         end = self.clock.now() + self.config.drain.timeout
         while self.acceptor.connections and self.clock.now() < end:
             await asyncio.sleep(0.02)
@@ -136,6 +141,10 @@ class Server:
             log.warning("drain timed out with %d exchanges under way", left)
         self.drained.set()
         return left == 0
+
+    @property
+    def listening(self) -> bool:
+        return bool(self._bound)
 
     # -- reload --------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 
 import click
 
-from gateway.sim.scenarios import SCENARIOS, Scenario
+from gateway.sim.scenario import Scenario
+from gateway.sim.scenarios import SCENARIOS
 from gateway.sim.stats import attempts_per_request, failures, quantile
 from gateway.sim.world import Report, simulate
 
@@ -19,7 +20,7 @@ ROW = "{:<24}{:>6}{:>10}{:>9}{:>10}{:>9}{:>9}  {:<18}{}"
 @click.option("--scenario", type=click.Choice(list(SCENARIOS)), help="Only this one.")
 @click.option("--without", is_flag=True, help="Take away the mechanism that the scenario is about.")
 def main(seed: int, runs: int, scenario: str | None, without: bool) -> None:
-    """Simulate the gateway in virtual time. Useful: answered in full without a failing status."""
+    """Simulate the gateway in virtual time. ok: answered in full and without a failing status."""
     chosen = [SCENARIOS[scenario]] if scenario is not None else list(SCENARIOS.values())
     bad = 0
     click.echo(ROW.format(*COLUMNS))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.sim.scenarios import SCENARIOS, Scenario
+from gateway.sim.scenario import Scenario
+from gateway.sim.scenarios import SCENARIOS
 from gateway.sim.world import simulate
 
 FIXED = (1, 2)
@@ -45,7 +46,7 @@ def test_breaks_without_its_mechanism(scenario: Scenario) -> None:
 
 
 def test_the_same_seed_is_the_same_run_to_the_last_digit() -> None:
-    scenario = SCENARIOS["slow-with-deadlines"]
+    scenario = SCENARIOS["stall-in-mid-stream"]
     one, two = simulate(scenario.plan, 5), simulate(scenario.plan, 5)
     assert one.records == two.records
     assert one.digest == two.digest
@@ -79,17 +80,17 @@ def test_the_command_fails_and_says_how_to_see_it_again() -> None:
 
 
 def test_a_scenario_puts_back_what_it_took_away(
-    without_cleaning_up: "Callable[[], list[object]]",
+    patched_values: "Callable[[], list[object]]",
 ) -> None:
-    before = without_cleaning_up()
+    before = patched_values()
     for scenario in SCENARIOS.values():
         with scenario.mechanism_off():
             pass
-    assert without_cleaning_up() == before
+    assert patched_values() == before
 
 
 @pytest.fixture
-def without_cleaning_up() -> "Callable[[], list[object]]":
+def patched_values() -> "Callable[[], list[object]]":
     patches = [patch for scenario in SCENARIOS.values() for patch in scenario.patches]
     assert patches
     return lambda: [getattr(patch.module, patch.name) for patch in patches]

@@ -1,6 +1,7 @@
 """The judges are judged: each invariant notices what it is there to notice."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from gateway import cluster, config, wiring
 from gateway.body import RequestBody
 from gateway.proxy import Forward
 from gateway.sim.clients import Client, Traffic
-from gateway.sim.loop import VirtualLoop
-from gateway.sim.scenarios import world
+from gateway.sim.loop import START, VirtualLoop, run
+from gateway.sim.scenario import world
 from gateway.sim.servers import Condition, Model, ModelServer
 from gateway.sim.stats import attempts_per_request, failures, quantile
 from gateway.sim.world import Plan, overspent, simulate
@@ -121,7 +122,7 @@ class Listener:
         self.heard: list[tuple[float, str]] = []
 
     def _hear(self, word: str) -> None:
-        self.heard.append((round(self._loop.time() - 1000, 6), word))
+        self.heard.append((round(self._loop.time() - START, 6), word))
 
     def began(self, status: int, retry_after: int | None) -> None:
         self._hear(f"head {status}")
@@ -136,15 +137,8 @@ class Listener:
         self._hear("reset")
 
 
-Play = Callable[[ModelServer, Callable[[], Listener], VirtualLoop], Awaitable[None]]
-
-
-def _play(model: Model, story: "Callable[[ModelServer, VirtualLoop], list[Listener]]") -> Any:
+def _play(model: Model, story: Callable[[ModelServer, VirtualLoop], list[Listener]]) -> Any:
     """Run ``story`` against one server for 10 s; what the listeners heard, and the server."""
-    import asyncio
-
-    from gateway.sim.loop import run
-
     loop = VirtualLoop()
 
     async def main() -> Any:
