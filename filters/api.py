@@ -312,7 +312,6 @@ class Exchange:
         request: Request,
         body: Body,
         downstream: Downstream,
-        *,
         client: str,
         trusted: bool,
         secure: bool,
@@ -339,11 +338,14 @@ class Exchange:
 
 
 class Attempt:
-    """One try of an exchange at one endpoint. ``tried`` are endpoints that earlier tries used."""
+    """One try of an exchange at one endpoint. ``tried`` are endpoints that earlier tries used.
 
-    __slots__ = ("endpoint", "exchange", "number", "tried")
+    ``started`` is when it was sent on to its endpoint, in the clock's seconds."""
+
+    __slots__ = ("endpoint", "exchange", "number", "started", "tried")
 
     def __init__(self, exchange: Exchange, number: int, tried: tuple[str, ...]) -> None:
+        self.started = 0.0
         self.exchange = exchange
         self.number = number
         self.tried = tried

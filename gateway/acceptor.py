@@ -43,7 +43,7 @@ class Acceptor:
         self.connections: set[Downstream] = set()
         self.evicted = 0
         self.accepted = 0
-        self._idle: dict[Downstream, None] = {}
+        self.idle: dict[Downstream, None] = {}
         self._most = connections
         # Ids are this prefix and a count: unique among gateways, and cheap enough for every request.
         self._id_prefix = b"%016x-" % rng.getrandbits(64)
@@ -78,26 +78,20 @@ class Acceptor:
         connection.secure = transport.get_extra_info("sslcontext") is not None
         self.connections.add(connection)
         if len(self.connections) <= self._most:
-            self._idle[connection] = None
+            self.idle[connection] = None
             return True
-        oldest = next(iter(self._idle), None)
+        oldest = next(iter(self.idle), None)
         if oldest is None:
             return False
         self.evicted += 1
         self.forget(oldest)
         oldest.transport.abort()
-        self._idle[connection] = None
+        self.idle[connection] = None
         return True
 
     def forget(self, connection: Downstream) -> None:
         self.connections.discard(connection)
-        self._idle.pop(connection, None)
-
-    def idle(self, connection: Downstream) -> None:
-        self._idle[connection] = None
-
-    def busy(self, connection: Downstream) -> None:
-        self._idle.pop(connection, None)
+        self.idle.pop(connection, None)
 
     def watch_half_closed(self, connection: Downstream) -> None:
         half_close.watch(connection, self.clock)

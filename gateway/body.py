@@ -60,7 +60,10 @@ class RequestBody:
         "trailers",
     )
 
-    def __init__(self, length: int | None, store: ReplayStore, source: Source) -> None:
+    def __init__(
+        self, length: int | None, store: ReplayStore, source: Source, whole: bytes | None = None
+    ) -> None:
+        """``whole`` is the body where all of it came with the head."""
         self.length = length
         self.received = 0
         self.complete = length == 0
@@ -72,6 +75,9 @@ class RequestBody:
         self._store = store
         self._source = source
         self._sink: BodySink | None = None
+        if whole:
+            self.complete = True
+            self.feed(whole)
 
     # -- the client's side
 
@@ -148,10 +154,11 @@ class RequestBody:
             self._store.bodies_streamed += 1
         if sink is not None:
             self._forget()
-        elif self._kept_bytes > READ_AHEAD:
+        elif self._kept_bytes > READ_AHEAD and not self.complete:
             self._source.pause()
 
     def _forget(self) -> None:
-        self._store.held -= self._kept_bytes
-        self._kept_bytes = 0
-        self._pieces = []
+        if self._kept_bytes:
+            self._store.held -= self._kept_bytes
+            self._kept_bytes = 0
+            self._pieces = []

@@ -5,12 +5,11 @@ are here, both on one timer.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
+from filters.api import Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import wire
 from gateway.chunked import encode, encode_end
-from gateway.clock import Timer
 from gateway.headers import answer_headers, debug_headers, upgrade_headers
 from gateway.tunnel import Tunnel
 
@@ -57,11 +56,10 @@ class Call:
     def __init__(
         self,
         connection: "UpstreamConnection",
-        attempt: Attempt,
+        exchange: Exchange,
         clock: Clock,
         failure: "asyncio.Future[tuple[Reason, str] | None]",
     ) -> None:
-        exchange = attempt.exchange
         self._connection: UpstreamConnection | None = connection
         self._exchange = exchange
         self._clock = clock
@@ -77,28 +75,28 @@ class Call:
         self._chunked = exchange.request.length is None
         self.method = exchange.request.method
         self.upgrade = exchange.upgrade
-        self.body = cast("RequestBody", exchange.body)
+        self.body: RequestBody = exchange.body  # type: ignore[assignment]
         self.failure = failure
         self.first_byte: float | None = None
         self.answered = False
         self.head: wire.ResponseHead | None = None
         self.request_sent = False
-        self._timer = Timer(clock, self._out_of_time)
+        # The connection's own: exchange after exchange only moves it later, which costs nothing.
+        self._timer = connection.timer
         self._timer.set(clock.now() + self._first_byte_s)
 
     # -- the request --------------------------------------------------------------------------
 
     def send(self, head: bytes) -> None:
         """Write the head and what there is of the body; the rest follows by callback."""
-        connection = cast("UpstreamConnection", self._connection)
+        connection = self._connection
+        assert connection is not None
         connection.call = self
         body = self.body
         pieces = body.attach(self)
         if body.complete and not self._chunked:
             self.request_sent = True
-            connection.transport.write(
-                head + pieces[0] if len(pieces) == 1 else b"".join([head, *pieces])
-            )
+            connection.transport.write(head + b"".join(pieces))
             return
         connection.transport.write(head)
         for piece in pieces:
@@ -153,7 +151,7 @@ class Call:
             self.pause()
 
     def ended(self, data: bytes, trailers: Headers) -> None:
-        self._timer.stop()
+        self._timer.clear()
         self._connection = None
         self.body.detach(self)
         if self.first_byte is None:
@@ -168,7 +166,7 @@ class Call:
         self._settle(Kind.OK, None)
 
     def failed(self, reason: Reason, detail: str) -> None:
-        self._timer.stop()
+        self._timer.clear()
         self._connection = None
         self.body.detach(self)
         if self.head is None or self._sink is None:
@@ -182,7 +180,7 @@ class Call:
 
     def switched(self, head: wire.ResponseHead, early: bytes) -> None:
         self.head = head
-        self._timer.stop()
+        self._timer.clear()
         if early:
             self._pieces.append(early)
         self.failure.set_result(None)
@@ -206,8 +204,9 @@ class Call:
         return [] if self.head is None else self.head.headers
 
     async def relay(self, exchange: Exchange) -> Outcome:
-        head = cast("wire.ResponseHead", self.head)
-        downstream = cast("Responder", exchange.downstream)
+        head = self.head
+        assert head is not None
+        downstream: Responder = exchange.downstream  # type: ignore[assignment]
         if head.status == 101:
             return await self._tunnel(downstream)
         if self._result is not None:  # it broke between the head and now
@@ -221,7 +220,8 @@ class Call:
             headers += debug_headers(exchange)
         downstream.start(head.status, headers, length)
         if self._ended is not None:
-            downstream.finish(b"".join(self._pieces), self._ended)
+            pieces = self._pieces
+            downstream.finish(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._ended)
             return Outcome(Kind.OK, head.status)
         if self._pieces:
             downstream.write(b"".join(self._pieces))
@@ -245,8 +245,9 @@ class Call:
         return outcome
 
     async def _tunnel(self, downstream: "Responder") -> Outcome:
-        upstream = cast("UpstreamConnection", self._connection)
-        head = cast("wire.ResponseHead", self.head)
+        upstream, head = self._connection, self.head
+        assert upstream is not None
+        assert head is not None
         client = downstream.switch(head.status, upgrade_headers(head, self._exchange.request_id))
         if client is None or upstream.closed:
             self.discard()
@@ -262,7 +263,7 @@ class Call:
 
     def discard(self) -> None:
         """The answer is not wanted: closing tells the model server to stop generating."""
-        self._timer.stop()
+        self._timer.clear()
         self.body.detach(self)
         connection, self._connection = self._connection, None
         self._sink = None
@@ -283,12 +284,12 @@ class Call:
         connection = self._connection
         if self._paused:
             self._paused = False
-            if self.first_byte is not None:
-                self._timer.due = self._clock.now() + self._stall_s
             if connection is not None:
+                if self.first_byte is not None:
+                    self._timer.due = self._clock.now() + self._stall_s
                 connection.resume()
 
-    def _out_of_time(self) -> None:
+    def out_of_time(self) -> None:
         reason = Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL
         if self._paused:
             reason = Reason.CLIENT_STALLED

@@ -89,7 +89,8 @@ class Cluster:
         attempt.endpoint = attempt.exchange.endpoint = endpoint.name
         attempt.exchange.attempts += 1
         # Without the retry filter nobody else counts.
-        permit = Permit(endpoint, self._clock, self._clock.now())
+        attempt.started = now = self._clock.now()
+        permit = Permit(endpoint, self._clock, now)
         try:
             outcome = await endpoint.pool.send(attempt)
         except BaseException:

