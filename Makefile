@@ -17,7 +17,7 @@ setup: $(STAMP) ## make .venv and install everything into it (the others do it b
 # Again only when the requirements have changed.
 $(STAMP): pyproject.toml
 	@python=""; \
-	for name in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+	for name in $(PYTHON) python3.12 python3.11 python3.13 python3 python; do \
 	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        python=$$name; break; \
 	    fi; \

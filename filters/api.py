@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, StrEnum
-from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -33,8 +33,20 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 def chain(filters: Sequence[Filter[S, R]], service: Service[S, R]) -> Service[S, R]:
     """Compose: the first filter is the outermost. Bound once per route, not once per request."""
     for each in reversed(filters):
-        service = partial(each, next=service)  # type: ignore[call-arg]
+        service = _bind(each, service)
     return service
+
+
+def _bind(each: Filter[S, R], following: Service[S, R]) -> Service[S, R]:
+    # An object's __call__ is looked up here, once, and not again with every call.
+    call = (
+        each if isinstance(each, FunctionType | MethodType) else type(each).__call__.__get__(each)
+    )
+
+    def bound(subject: S) -> Awaitable[R]:
+        return call(subject, following)  # type: ignore[no-any-return]
+
+    return bound
 
 
 class Reason(StrEnum):
@@ -184,20 +196,20 @@ class Clock(Protocol):
 class Request:
     """A request head that passed the strict layer of ``gateway/wire.py``.
 
-    ``headers`` are as received, in order and in their case; ``index`` maps lower-case names to
-    values (of the first line with that name). ``target`` is origin-form or ``*``; ``path`` is
+    ``fields`` are as received, in order, each (lower-case name, value, name, line); ``index`` maps
+    lower-case names to values (of lines with the same name, joined by commas). ``target`` is origin-form or ``*``; ``path`` is
     ``target`` without the query. ``minor`` is the HTTP/1 minor version.
     ``length`` is the declared body length, ``None`` for a chunked body, 0 without a body.
     """
 
-    __slots__ = ("headers", "host", "index", "length", "method", "minor", "path", "target")
+    __slots__ = ("fields", "host", "index", "length", "method", "minor", "path", "target")
 
     def __init__(
         self,
         method: bytes,
         target: bytes,
         minor: int,
-        headers: Headers,
+        fields: Sequence[tuple[bytes, bytes, bytes, bytes]],
         index: dict[bytes, bytes],
         host: bytes,
         length: int | None,
@@ -205,7 +217,7 @@ class Request:
         self.method = method
         self.target = target
         self.minor = minor
-        self.headers = headers
+        self.fields = fields
         self.index = index
         self.host = host
         self.length = length
@@ -235,12 +247,12 @@ class Downstream(Protocol):
     @property
     def committed(self) -> bool: ...
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def inform(self, status: int, lines: bytes) -> None:
         """Forward an interim (1xx) response."""
         ...
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
-        """Commit to this head. ``headers`` without framing fields; ``length`` of the body in
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
+        """Commit to this head. ``lines`` are its fields without framing, as bytes; ``length`` of the body in
         bytes, None when it is not known yet. It leaves with the first ``write`` or ``finish``,
         or by ``flush``, which must follow when neither does at once."""
         ...

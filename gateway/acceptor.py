@@ -15,9 +15,10 @@ from gateway import half_close
 from gateway.body import ReplayStore
 from gateway.clock import LoopClock
 from gateway.downstream import Downstream
+from gateway.fields import lines_of
 from gateway.replies import render
 from gateway.telemetry import Telemetry
-from gateway.wire import field_lines, status_line
+from gateway.wire import status_line
 from gateway.wiring import Wiring
 
 _ID_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:/+=")
@@ -121,7 +122,7 @@ class Acceptor:
             self.telemetry.refused(reject, status, connection.client, request_id)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"connection", b"close"))
-        return status_line(status) + field_lines(headers) + b"\r\n" + body
+        return status_line(status) + lines_of(headers) + b"\r\n" + body
 
     def exchanges(self) -> Iterator[Exchange]:
         """Those under way."""

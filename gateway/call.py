@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from filters.api import Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import wire
 from gateway.chunked import encode, encode_end
-from gateway.headers import answer_headers, debug_headers, upgrade_headers
+from gateway.fields import pairs
+from gateway.headers import answer_lines, debug_lines, upgrade_lines
 from gateway.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Call:
             self.failure.set_result(None)
 
     def interim(self, head: wire.ResponseHead) -> None:
-        self._exchange.downstream.inform(head.status, answer_headers(head, b""))
+        self._exchange.downstream.inform(head.status, answer_lines(head, b""))
 
     def piece(self, data: bytes) -> None:
         now = self._clock.now()
@@ -201,7 +202,7 @@ class Call:
 
     @property
     def headers(self) -> Headers:
-        return [] if self.head is None else self.head.headers
+        return [] if self.head is None else pairs(self.head.fields)
 
     async def relay(self, exchange: Exchange) -> Outcome:
         head = self.head
@@ -215,10 +216,10 @@ class Call:
         length = None if declared is None else int(declared)
         exchange.first_byte = self.first_byte
         # THE COMMIT POINT: from here on the client has seen an answer, and no other can begin.
-        headers = answer_headers(head, exchange.request_id)
+        lines = answer_lines(head, exchange.request_id)
         if exchange.route.debug:
-            headers += debug_headers(exchange)
-        downstream.start(head.status, headers, length)
+            lines += debug_lines(exchange)
+        downstream.start(head.status, lines, length)
         if self._ended is not None:
             pieces = self._pieces
             downstream.finish(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._ended)
@@ -248,7 +249,7 @@ class Call:
         upstream, head = self._connection, self.head
         assert upstream is not None
         assert head is not None
-        client = downstream.switch(head.status, upgrade_headers(head, self._exchange.request_id))
+        client = downstream.switch(head.status, upgrade_lines(head, self._exchange.request_id))
         if client is None or upstream.closed:
             self.discard()
             return Outcome(Kind.IGNORED, head.status)

@@ -7,7 +7,7 @@ Extensions are checked and dropped, so nothing of the sender's chunk grammar tra
 import re
 
 from filters.api import Headers, Reason, Reject
-from gateway.wire import _FIELD
+from gateway.fields import BadLineError, lines_of, parse_lines
 
 EXTENSION_BYTES = 4096
 TRAILER_BYTES = 8192
@@ -41,7 +41,7 @@ def encode(data: bytes) -> bytes:
 def encode_end(trailers: Headers) -> bytes:
     if not trailers:
         return LAST_CHUNK
-    return b"0\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % each for each in trailers])
+    return b"0\r\n%b\r\n" % lines_of(trailers)
 
 
 class Decoder:
@@ -129,12 +129,13 @@ class Decoder:
                 raise Reject(self._reason, "bare LF in the trailers")
             self._held = data
             return
-        fields = _FIELD.findall(data, 0, end + 2)
-        if (b"", b"") in fields:
-            raise Reject(self._reason, "trailers")
+        try:
+            fields = parse_lines(data[:end].split(b"\r\n"))
+        except BadLineError:
+            raise Reject(self._reason, "trailers") from None
         if len(fields) > TRAILERS:
             raise Reject(self._head_reason(), f"more than {TRAILERS} trailers")
-        self.trailers = [(n, v.rstrip(b" \t")) for n, v in fields if may_trail(n)]
+        self.trailers = [(each.name, each.value) for each in fields if may_trail(each.name)]
         self.done, self.rest = True, data[end + 4 :]
 
     def _head_reason(self) -> Reason:

@@ -51,7 +51,7 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{first}\n    {shown}\n    {caret}"
 
 
-class ConfigErrors(Exception):  # noqa: N818 (it holds many)
+class ConfigErrors(Exception):
     """Everything that is wrong with one file, in the order of the file."""
 
     def __init__(self, problems: list[Problem]) -> None:

@@ -95,7 +95,7 @@ class _Demo:
         finally:
             await self._gateway.stop()
             for server in self._servers:
-                server.stop()
+                await server.stop()
 
     async def _show(self) -> int:
         load = asyncio.create_task(self._load.run(self._stop))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -50,7 +50,8 @@ class ModelServer:
         self.port = 0
         self._rng = rng
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.StreamWriter, bool] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._busy: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
@@ -60,35 +61,44 @@ class ModelServer:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def stop(self) -> None:
+    @property
+    def busy(self) -> int:
+        """Requests that are being answered."""
+        return len(self._busy)
+
+    async def stop(self) -> None:
         """Close the port, break every connection off, as a killed process does."""
         if self._server is not None:
             self._server.close()
             self._server = None
-        for writer, busy in list(self._connections.items()):
-            self.failures += busy
+        self.failures += len(self._busy)
+        for task, writer in self._connections.items():
             writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*self._connections)
 
     async def become(self, fault: Fault) -> None:
         """Change the behaviour; a server that is not dead any more listens again."""
         if fault is Fault.DEAD:
-            self.stop()
+            await self.stop()
         elif self._server is None:
             await self.start()
         self.fault = fault
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections[writer] = False
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._connections[task] = writer
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                self._connections[writer] = True
+                self._busy.add(writer)
                 body = await reader.readexactly(_length(head))
                 await self._answer(head, body, writer)
-                self._connections[writer] = False
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # The other side left, or we died.
+                self._busy.discard(writer)
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
+            pass  # We died, or the other side left. Streams report a cancelled task as an error.
         finally:
-            self._connections.pop(writer, None)
+            self._busy.discard(writer)
+            del self._connections[task]
             writer.close()
 
     async def _answer(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:

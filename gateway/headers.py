@@ -6,10 +6,10 @@ that carry identity or our own control (the hop-by-hop abuse class of CVE-2022-3
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from filters.api import Exchange, Headers
+from filters.api import Exchange
 from gateway.wire import connection_options
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _NOT_RETURNED = frozenset((
     b"transfer-encoding", b"upgrade", b"content-length", b"x-request-id",
 ))  # fmt: skip
 _PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade"))
-_OURS = b"x-tailrace-"
 _TRACEPARENT = frozenset((b"traceparent",))
 _TRACE = frozenset((b"traceparent", b"tracestate"))
 """State without a parent that can be read belongs to no trace (W3C Trace Context 3.3)."""
@@ -60,11 +59,7 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
     lines = [
         b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, request.host or authority)
     ]
-    lines += [
-        b"%b: %b\r\n" % field
-        for lower, field in zip(lower_names(index, request.headers), request.headers)
-        if lower not in drop and not lower.startswith(_OURS)
-    ]
+    lines += [each[3] for each in request.fields if each[0] not in drop]
     lines.append(_forwarding(exchange))
     if route.request_lines:
         lines.append(route.request_lines)
@@ -85,20 +80,13 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
     return b"".join(lines)
 
 
-def lower_names(index: dict[bytes, bytes], fields: Headers) -> Iterable[bytes]:
-    """The fields' names in lower case, in order: without repeats the index has them already."""
-    if len(index) == len(fields):
-        return index
-    return [name.lower() for name, _ in fields]
-
-
 def _forwarding(exchange: Exchange) -> bytes:
     """Who asked. A trusted client's own account is kept and added to; others are not believed."""
+    index = exchange.request.index
+    if not exchange.trusted or _FORWARDED.isdisjoint(index):
+        return _own_account(exchange.client, exchange.secure)
     client = exchange.client.encode()
     scheme = b"https" if exchange.secure else b"http"
-    if not exchange.trusted:
-        return b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (client, scheme)
-    index = exchange.request.index
     # One line each: many servers that build a mapping of fields keep only the last of several.
     before = index.get(b"x-forwarded-for")
     lines = b"x-forwarded-for: %b\r\n" % (client if before is None else before + b", " + client)
@@ -110,29 +98,32 @@ def _forwarding(exchange: Exchange) -> bytes:
     return lines
 
 
-def answer_headers(head: ResponseHead, request_id: bytes) -> Headers:
-    """What of an upstream's head goes to the client; framing is the responder's."""
+@lru_cache(maxsize=1024)
+def _own_account(client: str, secure: bool) -> bytes:
+    scheme = b"https" if secure else b"http"
+    return b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (client.encode(), scheme)
+
+
+def answer_lines(head: ResponseHead, request_id: bytes) -> bytes:
+    """What of an upstream's head goes to the client, as lines; framing is the responder's."""
     drop = _NOT_RETURNED
     connection = head.index.get(b"connection")
     if connection is not None and connection not in _PLAIN_CONNECTIONS:
         drop = drop | {each.strip(b" \t") for each in connection.lower().split(b",")}
-    names = lower_names(head.index, head.headers)
-    headers = [field for lower, field in zip(names, head.headers) if lower not in drop]
+    lines = [each[3] for each in head.fields if each[0] not in drop]
     if request_id:
-        headers.append((b"x-request-id", request_id))
-    return headers
+        lines.append(b"x-request-id: %b\r\n" % request_id)
+    return b"".join(lines)
 
 
-def upgrade_headers(head: ResponseHead, request_id: bytes) -> Headers:
+def upgrade_lines(head: ResponseHead, request_id: bytes) -> bytes:
     """The head of a 101: as an answer, with the upgrade itself put back."""
-    headers = answer_headers(head, request_id)
-    headers += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
-    return headers
+    return answer_lines(head, request_id) + b"connection: upgrade\r\nupgrade: websocket\r\n"
 
 
-def debug_headers(exchange: Exchange) -> Headers:
+def debug_lines(exchange: Exchange) -> bytes:
     """What became of an exchange here, where ``telemetry.debug_headers`` asks for it."""
-    return [
-        (b"x-tailrace-endpoint", exchange.endpoint.encode()),
-        (b"x-tailrace-attempts", b"%d" % exchange.attempts),
-    ]
+    return b"x-tailrace-endpoint: %b\r\nx-tailrace-attempts: %d\r\n" % (
+        exchange.endpoint.encode(),
+        exchange.attempts,
+    )

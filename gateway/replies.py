@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from filters.api import Exchange, Headers, Kind, Outcome, Reason, Reject, Service
+from gateway.fields import lines_of
 
 log = logging.getLogger("tailrace")
 
@@ -114,6 +115,6 @@ async def replies(exchange: Exchange, next: Service[Exchange, Outcome]) -> Outco
         downstream.abort()
         return Outcome(Kind.FAILED, 0, refused.reason)
     status, headers, body = render(refused, exchange.request_id)
-    downstream.start(status, headers, len(body))
+    downstream.start(status, lines_of(headers), len(body))
     downstream.finish(body, [])
     return Outcome(Kind.IGNORED, status, refused.reason, detail=refused.detail)

@@ -56,28 +56,27 @@ class Responder:
         self.bytes_sent = 0
         self.request_id = b""
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def inform(self, status: int, lines: bytes) -> None:
         """An interim response. Not for HTTP/1.0, which has none, nor after the head."""
         connection = self._connection
         if connection is not None and self._minor == 1 and not self.committed:
-            head = wire.status_line(status) + wire.field_lines(headers) + b"\r\n"
+            head = wire.status_line(status) + lines + b"\r\n"
             connection.transport.write(head)
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
         connection = self._connection
         if connection is None:
             return
         self.committed = True
         self.status = status
-        lines = [wire.status_line(status)]
-        lines += [b"%b: %b\r\n" % each for each in headers]
+        head = wire.status_line(status) + lines
         self._muted = self._method == b"HEAD" or status in (204, 304)
         if length is not None and status != 204:
-            lines.append(b"content-length: %d\r\n" % length)
+            head += b"content-length: %d\r\n" % length
         elif length is None and not self._muted:
             if self._minor == 1:
                 self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                head += b"transfer-encoding: chunked\r\n"
             else:
                 self._until_close = True
                 connection.closing = True
@@ -85,11 +84,10 @@ class Responder:
         # read as a request.
         if connection.closing or not self._keep or self.upgrade or connection.acceptor.draining:
             connection.closing = True
-            lines.append(b"connection: close\r\n")
+            head += b"connection: close\r\n"
         elif self._minor == 0:
-            lines.append(b"connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
+            head += b"connection: keep-alive\r\n"
+        self._head = head + b"\r\n"
 
     def flush(self) -> None:
         """Send the head now: there is no body yet that could go with it in one write."""
@@ -150,14 +148,14 @@ class Responder:
         connection = self._connection
         return 0 if connection is None else connection.transport.get_write_buffer_size()
 
-    def switch(self, status: int, headers: Headers) -> "Downstream | None":
+    def switch(self, status: int, lines: bytes) -> "Downstream | None":
         """Send the head of a 101 and hand the connection over, for a tunnel."""
         connection = self._connection
         if connection is None or not self.upgrade:
             return None
         self.committed = self.finished = True
         self.status = status
-        head = wire.status_line(status) + wire.field_lines(headers) + b"\r\n"
+        head = wire.status_line(status) + lines + b"\r\n"
         connection.transport.write(head)
         return connection
 

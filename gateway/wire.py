@@ -15,15 +15,12 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import NoReturn
 
-from filters.api import Headers, Reason, Reject, Request
+from filters.api import Reason, Reject, Request
+from gateway.fields import BadLineError, Field, parse_lines
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # Methods are upper case: a lower-case one is a broken or hostile client, never a real method.
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9_\-]{0,31}) ([!$-;=?-\[\]_a-z~]+) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
-# Possessive quantifiers make the match linear. The last alternative turns the first byte that
-# fits no field into an entry without a name, so that findall cannot skip over anything.
-_FIELD = re.compile(rb"(" + _TOKEN + rb"++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n|(?s:.)")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=\-]+)(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _DOT_SEGMENT = re.compile(rb"/(?:\.|%2e){1,2}(?=/|\\|%2f|%5c|;|$)", re.IGNORECASE)
@@ -44,6 +41,7 @@ _FOLDED = frozenset((
     b"authorization", b"content-type", b"idempotency-key",
 ))  # fmt: skip
 _CODINGS = frozenset((b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"chunked"))
+_OURS = b"x-tailrace-"
 _NOMINATED_NEVER = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
 _CACHED_BYTES = 256
@@ -64,17 +62,23 @@ def malformed(detail: str) -> NoReturn:
 
 
 def parse_request(head: bytes, *, target_bytes: int, headers: int) -> Request:
-    """Check and parse one request head. Raises Reject. Linear in the head; about 4 us."""
-    end = head.find(b"\r\n")
+    """Check and parse one request head. Raises Reject. Linear in the head."""
+    lines = head.split(b"\r\n")
     # Clients of a model server repeat a handful of request lines; long ones are not worth keeping.
-    known = _request_line if end < _CACHED_BYTES else _request_line.__wrapped__
-    method, target, version = known(head[:end], target_bytes)
-    fields = _FIELD.findall(head, end + 2, len(head) - 2)
+    known = _request_line if len(lines[0]) < _CACHED_BYTES else _request_line.__wrapped__
+    method, target, version = known(lines[0], target_bytes)
+    try:
+        fields = parse_lines(lines[1:-2])
+    except BadLineError:
+        malformed("a header line that is none")
     if len(fields) > headers:
-        if (b"", b"") in fields:
-            malformed("a header line that is none")
         raise Reject(Reason.HEAD_TOO_LARGE, f"more than {headers} headers")
-    index = index_fields(fields, is_padded(head))
+    if _OURS in head.lower():
+        # These are for the way back; from a client they would be claims about us.
+        fields = [each for each in fields if not each[0].startswith(_OURS)]
+    index = {each[0]: each[1] for each in fields}
+    if len(index) != len(fields):
+        index = _index_repeated(fields)
     if b"_" in head:
         _refuse_folded_names(index)
     host = index.get(b"host")
@@ -111,33 +115,19 @@ def _is_host(host: bytes) -> bool:
     return match is not None and int(match[2] or 0) <= 65535
 
 
-def index_fields(fields: Headers, padded: bool) -> dict[bytes, bytes]:
-    """Lower-case names to values; with ``padded``, strips the values in ``fields`` first.
-
-    Lines of one name are joined as a list (RFC 9110 section 5.3) in the index only; what is
-    forwarded stays as many lines as came. Raises Reject for what is no header line.
-    """
-    if padded:
-        fields[:] = [(name, value.rstrip(b" \t")) for name, value in fields]
-    index = {name.lower(): value for name, value in fields}
-    if len(index) != len(fields):
-        index = {}
-        for name, value in fields:
-            lower = name.lower()
-            if lower not in index:
-                index[lower] = value
-            elif lower in _SINGLETONS:
-                malformed(f"{lower.decode()} stands twice")
-            else:
-                index[lower] = index[lower] + b", " + value
-    if b"" in index:
-        malformed("a header line that is none")
+def _index_repeated(fields: list[Field]) -> dict[bytes, bytes]:
+    """Lines of one name are joined as a list (RFC 9110 section 5.3) in the index only; what is
+    forwarded stays as many lines as came. Raises Reject for fields that may stand once."""
+    index: dict[bytes, bytes] = {}
+    for each in fields:
+        lower = each.lower
+        if lower not in index:
+            index[lower] = each.value
+        elif lower in _SINGLETONS:
+            malformed(f"{lower.decode()} stands twice")
+        else:
+            index[lower] = index[lower] + b", " + each.value
     return index
-
-
-def is_padded(head: bytes) -> bool:
-    """Whether any value may end in white space; nearly never, and one look at all is cheap."""
-    return b" \r\n" in head or b"\t\r\n" in head
 
 
 def request_length(index: dict[bytes, bytes], version: int) -> int | None:
@@ -235,6 +225,7 @@ def _refuse_folded_names(index: dict[bytes, bytes]) -> None:
 # -- connection options ----------------------------------------------------------------------
 
 
+@lru_cache(maxsize=128)
 def connection_options(value: bytes) -> frozenset[bytes]:
     """The lower-case options of a Connection field. Raises Reject for framing fields in it."""
     options = frozenset(each.strip(b" \t") for each in value.lower().split(b",")) - {b""}
@@ -264,18 +255,18 @@ def wants_upgrade(request: Request) -> bool:
 class ResponseHead:
     """A checked response head. ``length``: bytes, None for chunked, -1 for "until it closes"."""
 
-    __slots__ = ("headers", "index", "keep", "length", "status")
+    __slots__ = ("fields", "index", "keep", "length", "status")
 
     def __init__(
         self,
         status: int,
-        headers: Headers,
+        fields: list[Field],
         index: dict[bytes, bytes],
         length: int | None,
         keep: bool,
     ) -> None:
         self.status = status
-        self.headers = headers
+        self.fields = fields
         self.index = index
         self.length = length
         self.keep = keep
@@ -283,19 +274,18 @@ class ResponseHead:
 
 def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
     """Check and parse one response head. Raises Reject(UPSTREAM_PROTOCOL)."""
-    end = head.find(b"\r\n")
-    known = _status_line if end < _CACHED_BYTES else _status_line.__wrapped__
-    status, version = known(head[:end])
-    fields = _FIELD.findall(head, end + 2, len(head) - 2)
+    lines = head.split(b"\r\n")
+    known = _status_line if len(lines[0]) < _CACHED_BYTES else _status_line.__wrapped__
+    status, version = known(lines[0])
+    try:
+        fields = parse_lines(lines[1:-2])
+    except BadLineError:
+        broken("a header line that is none")
     if len(fields) > headers:
         broken("too many headers")
-    if is_padded(head):
-        fields = [(name, value.rstrip(b" \t")) for name, value in fields]
-    index = {name.lower(): value for name, value in fields}
+    index = {each[0]: each[1] for each in fields}
     if len(index) != len(fields):
-        index = _index_repeated(fields)
-    if b"" in index:
-        broken("a header line that is none")
+        index = _index_repeated_answer(fields)
     if version == 0 and b"transfer-encoding" in index:
         broken("transfer-encoding in HTTP/1.0")
     length = _response_length(index, status, method)
@@ -317,19 +307,19 @@ def _status_line(line: bytes) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def _index_repeated(fields: Headers) -> dict[bytes, bytes]:
+def _index_repeated_answer(fields: list[Field]) -> dict[bytes, bytes]:
     index: dict[bytes, bytes] = {}
-    for name, value in fields:
-        lower = name.lower()
+    for each in fields:
+        lower = each.lower
         if lower not in index:
-            index[lower] = value
+            index[lower] = each.value
         elif lower == b"content-length":
-            if value != index[lower]:
+            if each.value != index[lower]:
                 broken("two lengths")
         elif lower == b"transfer-encoding":
             broken("two transfer-encodings")
         else:
-            index[lower] = index[lower] + b", " + value
+            index[lower] = index[lower] + b", " + each.value
     return index
 
 
@@ -359,11 +349,3 @@ def _response_length(index: dict[bytes, bytes], status: int, method: bytes) -> i
 
 def broken(detail: str) -> NoReturn:
     raise Reject(Reason.UPSTREAM_PROTOCOL, detail)
-
-
-# -- writing ---------------------------------------------------------------------------------
-
-
-def field_lines(headers: Headers) -> bytes:
-    """The fields of a head, each with its line end. What goes in was checked when it came."""
-    return b"".join([b"%b: %b\r\n" % each for each in headers])

@@ -16,11 +16,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.server import Server
-
 from filters.deadline import Config as Deadline
 from filters.retry import Config as Retry
 from gateway.config import Cluster, Config, Endpoint, Filters, Listener, Route, Telemetry
+from gateway.server import Server
 from tests.wire.client import Client, Response
 from tests.wire.origin import BOUND, Origin
 

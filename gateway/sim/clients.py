@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 from filters.api import Body, Downstream, Exchange, Flow, Headers, Reason, Request
 from gateway.body import ReplayStore, RequestBody
+from gateway.fields import field
 from gateway.router import BoundRoute
 
 
@@ -99,11 +100,11 @@ class Client:
 
     # -- Downstream -----------------------------------------------------------------------------
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def inform(self, status: int, lines: bytes) -> None:
         if self.committed:
             self.faults.append("interim response after the head")
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
         if self.end == "left":
             return
         if self.committed or self.end:
@@ -212,6 +213,7 @@ class Crowd:
         self._phase = 0
         self._phase_end = self._start + traffic.phases[0][0]
         self._index = dict(traffic.headers)
+        self._fields = [field(*each) for each in traffic.headers]
         if traffic.timeout_ms is not None:
             self._index[b"x-request-timeout-ms"] = b"%d" % traffic.timeout_ms
         self._ended: dict[int, Record] = {}
@@ -254,7 +256,7 @@ class Crowd:
         if traffic.body is not None:
             data = traffic.body
         request = Request(
-            traffic.method, traffic.target, 1, list(self._index.items()), self._index, b"model",
+            traffic.method, traffic.target, 1, self._fields, self._index, b"model",
             len(data),
         )  # fmt: skip
         body = RequestBody(len(data), self._store, _SOURCE)

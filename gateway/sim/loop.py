@@ -19,7 +19,7 @@ SHOWN = 8
 """Tasks that the message of a deadlock names."""
 
 
-class Deadlock(RuntimeError):  # noqa: N818  It is the word for it.
+class Deadlock(RuntimeError):
     """Nothing is ready, no timer is set, and the main coroutine is not done; or it never ends."""
 
 

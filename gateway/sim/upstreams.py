@@ -15,6 +15,7 @@ from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import config
 from gateway.clock import Timer
 from gateway.endpoint import Endpoint, locate
+from gateway.fields import lines_of
 from gateway.sim.servers import Model, ModelServer
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class SimulatedAnswer:
             return self._result.result()
         downstream = cast("Client", exchange.downstream)
         exchange.first_byte = self.first_byte
-        downstream.start(self.status, self.headers, None)
+        downstream.start(self.status, lines_of(self.headers), None)
         if self._ended:
             downstream.finish(b"".join(self._pieces), [])
             return Outcome(Kind.OK, self.status)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from filters.api import Body, Downstream, Exchange, Request
+from gateway.fields import field
 
 
 class Timer:
@@ -68,7 +69,9 @@ def exchange(
     arrived: float = 1000.0,
 ) -> Exchange:
     index = headers or {}
-    request = Request(method, target, 1, list(index.items()), index, b"model", 2)
+    request = Request(
+        method, target, 1, [field(*each) for each in index.items()], index, b"model", 2
+    )
     return Exchange(
         request,
         cast("Body", body or WholeBody()),

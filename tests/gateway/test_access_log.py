@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from filters.api import Exchange, Reason, Reject, Request
 from gateway import config, log_writer
 from gateway.access_log import LONGEST, AccessLog, escape_bytes
+from gateway.fields import field
 from gateway.log_writer import BATCH_BYTES, BATCHES, LogWriter
 from tests.harness import eventually
 
@@ -47,7 +48,9 @@ def exchange(**changed: Any) -> Exchange:
     headers = {b"user-agent": b"curl/8", **changed.pop("headers", {})}
     target = changed.pop("target", b"/v1/chat?key=secret")
     host = changed.pop("host", b"example.test")
-    request = Request(b"POST", target, 1, list(headers.items()), headers, host, 11)
+    request = Request(
+        b"POST", target, 1, [field(*each) for each in headers.items()], headers, host, 11
+    )
     made = Exchange(
         request, Side(), Side(), client="10.0.0.1", trusted=True, secure=False, arrived=0.0
     )  # type: ignore[arg-type]

@@ -61,7 +61,9 @@ def mutated(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(out)))
         gone = draw(st.integers(0, 2))
-        new = draw(st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"0", b"x", b";", b"+", b"\0"]))
+        new = draw(
+            st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"0", b"x", b";", b"+", b"\0"])
+        )
         out = out[:at] + new + out[at + gone :]
     return out
 
