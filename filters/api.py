@@ -197,8 +197,9 @@ class Request:
     """A request head that passed the strict layer of ``gateway/wire.py``.
 
     ``fields`` are as received, in order, each (lower-case name, value, name, line); ``index`` maps
-    lower-case names to values (of lines with the same name, joined by commas). ``target`` is origin-form or ``*``; ``path`` is
-    ``target`` without the query. ``minor`` is the HTTP/1 minor version.
+    lower-case names to values (of lines with the same name, joined by commas). ``target`` is
+    origin-form or ``*``; ``path`` is ``target`` without the query. ``minor`` is the HTTP/1 minor
+    version.
     ``length`` is the declared body length, ``None`` for a chunked body, 0 without a body.
     """
 
@@ -252,9 +253,9 @@ class Downstream(Protocol):
         ...
 
     def start(self, status: int, lines: bytes, length: int | None) -> None:
-        """Commit to this head. ``lines`` are its fields without framing, as bytes; ``length`` of the body in
-        bytes, None when it is not known yet. It leaves with the first ``write`` or ``finish``,
-        or by ``flush``, which must follow when neither does at once."""
+        """Commit to this head. ``lines`` are its fields without framing, as bytes;
+        ``length`` of the body in bytes, None when it is not known yet. It leaves with the first
+        ``write`` or ``finish``, or by ``flush``, which must follow when neither does at once."""
         ...
 
     def flush(self) -> None: ...
@@ -295,8 +296,8 @@ class Exchange:
     """One client request and everything sent back, to the last byte.
 
     Data only; what does I/O hangs off ``body`` and ``downstream``. ``arrived`` and ``deadline``
-    are the clock's seconds. ``trusted`` says whether the client's control headers are believed; ``asked`` whether client or
-    route named a deadline, which then is told to the upstream too.
+    are the clock's seconds. ``trusted`` says whether the client's control headers are believed;
+    ``asked`` whether client or route named a deadline, which then is told to the upstream too.
     """
 
     __slots__ = (

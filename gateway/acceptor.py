@@ -42,11 +42,13 @@ class Acceptor:
         self.telemetry = telemetry
         self.draining = False
         self.connections: set[Downstream] = set()
+        self.emptied = asyncio.Event()
+        self.emptied.set()
         self.evicted = 0
         self.accepted = 0
         self.idle: dict[Downstream, None] = {}
         self._most = connections
-        # Ids are this prefix and a count: unique among gateways, and cheap enough for every request.
+        # Ids are this prefix and a count: unique among gateways, and cheap.
         self._id_prefix = b"%016x-" % rng.getrandbits(64)
         self._id_count = 0
         limits = wiring.config.limits
@@ -78,6 +80,7 @@ class Acceptor:
             connection.trusted = True
         connection.secure = transport.get_extra_info("sslcontext") is not None
         self.connections.add(connection)
+        self.emptied.clear()
         if len(self.connections) <= self._most:
             self.idle[connection] = None
             return True
@@ -92,6 +95,8 @@ class Acceptor:
 
     def forget(self, connection: Downstream) -> None:
         self.connections.discard(connection)
+        if not self.connections:
+            self.emptied.set()
         self.idle.pop(connection, None)
 
     def watch_half_closed(self, connection: Downstream) -> None:

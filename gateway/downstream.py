@@ -35,9 +35,9 @@ class Downstream(asyncio.Protocol):
     """One accepted connection. Every transition of ``_mode`` is in this file."""
 
     __slots__ = (
-        "_body", "_decoder", "_exchange", "_expects", "_flow", "_half_closed", "_held", "_left",
-        "_mode", "_partial", "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "client",
-        "closing", "ended", "secure", "transport", "trusted", "tunnel",
+        "_body", "_decoder", "_expects", "_half_closed", "_held", "_left", "_mode", "_partial",
+        "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "client", "closing",
+        "ended", "exchange", "secure", "sender", "transport", "trusted", "tunnel",
     )  # fmt: skip
 
     def __init__(self, acceptor: "Acceptor") -> None:
@@ -53,10 +53,10 @@ class Downstream(asyncio.Protocol):
         self._left = 0
         self._decoder: Decoder | None = None
         self._body: RequestBody | None = None
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         self._responder: Responder | None = None
         self._task: asyncio.Task[None] | None = None
-        self._flow: Flow | None = None
+        self.sender: Flow | None = None
         self._expects = self._half_closed = self._paused = self._served = False
         self._timer = Timer(acceptor.clock, self._out_of_time)
 
@@ -81,10 +81,9 @@ class Downstream(asyncio.Protocol):
         """A half-close after a whole request still gets its answer; anything else is the end."""
         if self.tunnel is not None:
             return self.tunnel.half_closed(by_downstream=True)
-        if self._exchange is None:
+        if self.exchange is None:
             return False
-        body = self._body
-        if body is not None and not body.complete:
+        if self._body is not None and not self._body.complete:
             self._leave()
             return False
         self._half_closed = True
@@ -96,18 +95,18 @@ class Downstream(asyncio.Protocol):
         if self._body is not None:
             self._body.abort()
         task = self._task
-        if task is not None and self._exchange is not None and not task.done():
-            if self._exchange.reason is None:
-                self._exchange.reason = Reason.CLIENT_GONE
+        if task is not None and self.exchange is not None and not task.done():
+            if self.exchange.reason is None:
+                self.exchange.reason = Reason.CLIENT_GONE
             task.cancel()
 
     def pause_writing(self) -> None:
-        if self._flow is not None:
-            self._flow.pause()
+        if self.sender is not None:
+            self.sender.pause()
 
     def resume_writing(self) -> None:
-        if self._flow is not None:
-            self._flow.resume()
+        if self.sender is not None:
+            self.sender.resume()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -136,8 +135,7 @@ class Downstream(asyncio.Protocol):
             if partial is None:
                 end = data.find(b"\r\n\r\n")
                 if 0 <= end <= limits.head_bytes and data[0] != 13:
-                    self._begin(data[: end + 4], data[end + 4 :])
-                    return
+                    return self._begin(data[: end + 4], data[end + 4 :])
                 partial = self._partial = HeadBuffer(
                     target_bytes=limits.target_bytes, head_bytes=limits.head_bytes
                 )
@@ -154,20 +152,11 @@ class Downstream(asyncio.Protocol):
         limits = self.acceptor.limits
         request = wire.parse_request(head, target_bytes=limits.target_bytes, headers=limits.headers)
         index = request.index
-        connection = index.get(b"connection")
-        if connection is None:
-            keep = request.minor == 1
-        else:
-            options = wire.connection_options(connection)
-            keep = b"close" not in options and (request.minor == 1 or b"keep-alive" in options)
+        keep = wire.is_persistent(request)
         length = request.length
         if length is not None and length > limits.body_bytes:
             raise Reject(Reason.BODY_TOO_LARGE, f"body over {limits.body_bytes} bytes")
-        self._expects = False
-        if b"expect" in index and request.minor == 1:
-            if index[b"expect"].lower() != b"100-continue":
-                raise Reject(Reason.EXPECTATION, "only 100-continue is understood")
-            self._expects = length != 0
+        self._expects = b"expect" in index and wire.expects_continue(request)
         if not keep:
             self.closing = True
         upgrade = b"upgrade" in index and wire.wants_upgrade(request)
@@ -242,7 +231,7 @@ class Downstream(asyncio.Protocol):
 
     def _hold(self, data: bytes) -> None:
         """Bytes after a whole request: the next ones, kept until it is their turn."""
-        if self._exchange is None:
+        if self.exchange is None:
             self._mode = HEAD
             self._head_data(data)
             return
@@ -256,7 +245,7 @@ class Downstream(asyncio.Protocol):
         responder, body = self._responder, self._body
         assert responder is not None
         assert body is not None
-        exchange, task = self._exchange, self._task
+        exchange, task = self.exchange, self._task
         self.closing = True
         if exchange is not None:
             exchange.reason = reject.reason
@@ -298,16 +287,8 @@ class Downstream(asyncio.Protocol):
         acceptor.idle.pop(self, None)
         self._body = body = RequestBody(request.length, acceptor.replay, self, whole)
         self._responder = responder = Responder(self, request.method, request.minor, keep, upgrade)
-        self._exchange = exchange = Exchange(
-            request,
-            body,
-            responder,
-            self.client,
-            self.trusted,
-            self.secure,
-            acceptor.clock.now(),
-            upgrade,
-        )
+        peer, now = (self.client, self.trusted, self.secure), acceptor.clock.now()
+        self.exchange = exchange = Exchange(request, body, responder, *peer, now, upgrade)
         acceptor.name(exchange)
         self._task = acceptor.loop.create_task(self._run(exchange))
 
@@ -318,7 +299,7 @@ class Downstream(asyncio.Protocol):
             # The client left or the body broke: a cancelled task would only be noise in the log.
             pass
         finally:
-            if self._exchange is exchange:
+            if self.exchange is exchange:
                 self._over()
 
     def _over(self) -> None:
@@ -346,7 +327,7 @@ class Downstream(asyncio.Protocol):
             if self._held:
                 data, self._held = self._held, b""
                 self._head_data(data)
-            if self._half_closed and self._exchange is None:
+            if self._half_closed and self.exchange is None:
                 self.transport.close()
 
     def _cut_off(self) -> None:
@@ -355,17 +336,14 @@ class Downstream(asyncio.Protocol):
             self._responder.cut_off()
         if self._body is not None:
             self._body.release()
-        self._responder = self._body = self._exchange = self._task = self._flow = None
+        self._responder = self._body = self.exchange = self._task = self.sender = None
         self._decoder = None
-
-    def flow(self, source: Flow | None) -> None:
-        self._flow = source
 
     def enter_tunnel(self, tunnel: "Tunnel") -> bytes:
         """From here on the client's bytes are the tunnel's. Returns those that came early."""
         self._mode = TUNNEL
         self.tunnel = tunnel
-        self._flow = tunnel.upstream
+        self.sender = tunnel.upstream
         self._timer.clear()
         early, self._held = self._held, b""
         if self._paused:
@@ -402,12 +380,8 @@ class Downstream(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Drain: nothing is lost by closing a connection between two exchanges."""
-        if self._exchange is None and self._mode == HEAD and self._partial is None:
+        if self.exchange is None and self._mode == HEAD and self._partial is None:
             self.transport.close()
-
-    @property
-    def exchange(self) -> Exchange | None:
-        return self._exchange
 
     # -- the clocks of this side ---------------------------------------------------------------
 

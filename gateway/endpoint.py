@@ -21,7 +21,7 @@ Lookup = Callable[[str], Awaitable[tuple[str, ...]]]
 
 
 class Location(NamedTuple):
-    """Where an endpoint is: parsed once from ``http://host:port``, ``https://...``, ``unix:PATH``."""
+    """Where an endpoint is: parsed once from an ``http:``, ``https:`` or ``unix:`` URL."""
 
     host: str
     port: int

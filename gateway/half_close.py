@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.1
 """Most answers are there before anything needs to be asked."""
 LOOKS_S = (0.02, 0.1, 0.5)
-"""When to look for the reset after asking; the last is for a client on the far side of the world."""
+"""When to look for the reset after asking; the last is for a client far away."""
 AGAIN_S = 5.0
 
 _TCP_CLOSE = 7

@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from filters.api import Exchange
 from gateway.wire import connection_options
 
 if TYPE_CHECKING:
+    from filters.api import Exchange
     from gateway.router import BoundRoute
     from gateway.wire import ResponseHead
 

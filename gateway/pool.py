@@ -159,7 +159,7 @@ class Pool:
             self._expiry = self.clock.call_at(idle[0].idle_since + self._limits.idle, self._expire)
 
     def retire(self) -> None:
-        """The endpoint is gone from the configuration: running exchanges finish, idle ones close."""
+        """The endpoint is gone from the configuration: what runs finishes, what is idle closes."""
         self._retired = True
         if self._expiry is not None:
             self._expiry.cancel()

@@ -141,7 +141,7 @@ class Responder:
 
     def flow(self, source: Flow | None) -> None:
         if self._connection is not None:
-            self._connection.flow(source)
+            self._connection.sender = source
 
     def buffered(self) -> int:
         """Bytes that wait for the client to read."""

@@ -2,7 +2,8 @@
 
 The raw target decides, the same bytes that are forwarded: nothing is decoded or normalised, so
 there is no second reading of a path for anyone to slip through (the LiteLLM and Envoy path
-confusion CVEs). A path matches by whole segments: ``/v1`` takes ``/v1`` and ``/v1/x``, not ``/v10``.
+confusion CVEs). A path matches by whole segments: ``/v1`` takes ``/v1`` and ``/v1/x``, but not
+``/v10``.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,8 @@ class BoundRoute:
     """One route with everything that an exchange on it needs, made once per configuration.
 
     ``clocks``: first byte and stall in seconds. ``request_drop``: lower-case names that are not
-    sent on; ``request_lines``: fields that are added, as bytes. ``rewrite``: target to target. ``debug``: answers tell
-    what became of the exchange here.
+    sent on; ``request_lines``: fields that are added, as bytes. ``rewrite``: target to target.
+    ``debug``: answers tell what became of the exchange here.
     """
 
     __slots__ = (

@@ -6,6 +6,7 @@ checks) begins behind them.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -101,8 +102,7 @@ class Server:
         for connection in list(self.acceptor.connections):
             connection.transport.abort()
         # Aborted connections cancel their exchanges, which release what they hold upstream.
-        while self.acceptor.connections:
-            await asyncio.sleep(0)
+        await self.acceptor.emptied.wait()
         for membership in self.memberships.values():
             await membership.stop()
             membership.retire(None)
@@ -133,9 +133,9 @@ class Server:
         await asyncio.sleep(self.config.drain.grace)
         self._close_listeners()
         self.acceptor.close_idle()
-        end = self.clock.now() + self.config.drain.timeout
-        while self.acceptor.connections and self.clock.now() < end:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain.timeout):
+                await self.acceptor.emptied.wait()
         left = len(list(self.acceptor.exchanges()))
         if left:
             log.warning("drain timed out with %d exchanges under way", left)
@@ -158,7 +158,7 @@ class Server:
             if config is None:
                 config = await self._read()
             await self._swap(config)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the old configuration stays
             self.reload_failures += 1
             self.reload_error = str(error)
             log.error("reload failed, the old configuration stays: %s", error)

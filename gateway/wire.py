@@ -234,6 +234,25 @@ def connection_options(value: bytes) -> frozenset[bytes]:
     return options
 
 
+def is_persistent(request: Request) -> bool:
+    """Whether the client means to go on using the connection. Raises Reject for options that
+    would take framing away."""
+    connection = request.index.get(b"connection")
+    if connection is None:
+        return request.minor == 1
+    options = connection_options(connection)
+    return b"close" not in options and (request.minor == 1 or b"keep-alive" in options)
+
+
+def expects_continue(request: Request) -> bool:
+    """Whether an Expect field asks for an interim answer; HTTP/1.0 has none. Raises Reject."""
+    if request.minor == 0:
+        return False
+    if request.index[b"expect"].lower() != b"100-continue":
+        raise Reject(Reason.EXPECTATION, "only 100-continue is understood")
+    return request.length != 0
+
+
 def wants_upgrade(request: Request) -> bool:
     """Only a WebSocket handshake as RFC 6455 4.1 has it; whatever else is a plain request."""
     index = request.index

@@ -1,5 +1,7 @@
 """Chunked bodies: any pieces give the same body, and llhttp agrees with what is accepted."""
 
+from itertools import pairwise
+
 import httptools
 import pytest
 from hypothesis import example, given
@@ -13,7 +15,7 @@ chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
 def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def decode(data: bytes, cuts: list[int]) -> tuple[bytes, Decoder]:

@@ -1,4 +1,4 @@
-"""Start, reload, drain: nobody may notice the first two, and the third only as a polite good-bye."""
+"""Start, reload, drain: nobody may notice the first two, and the third only as a good-bye."""
 
 import asyncio
 import contextlib
@@ -178,8 +178,9 @@ async def test_a_drain_has_a_hard_end() -> None:
 
 async def test_no_request_fails_across_a_drain_behind_a_second_instance() -> None:
     """The client is a load balancer in small: it follows readiness and the good-byes."""
-    async with Origin() as origin, gateway(origin) as second:
-        async with gateway(origin, drain=Drain(grace=0.3, timeout=5)) as first:
+    grace = Drain(grace=0.3, timeout=5)
+    async with Origin() as origin, gateway(origin) as second:  # noqa: SIM117  one ends first
+        async with gateway(origin, drain=grace) as first:
             answered = 0
             stop = False
 

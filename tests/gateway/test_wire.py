@@ -76,8 +76,7 @@ def test_what_is_accepted_llhttp_reads_the_same_way(head: bytes) -> None:
     head = head[: end + 4]
     try:
         request = parse(head)
-    except Reject as reject:
-        assert reject.reason in Reason
+    except Reject:
         return
     oracle = Oracle()
     parser = httptools.HttpRequestParser(oracle)
@@ -143,9 +142,11 @@ def test_a_response_head_is_parsed_or_refused(junk: bytes) -> None:
         try:
             found = wire.parse_response(head, method=b"GET", headers=100)
         except Reject as reject:
-            assert reject.reason is Reason.UPSTREAM_PROTOCOL
+            reason = reject.reason
         else:
+            reason = Reason.UPSTREAM_PROTOCOL
             assert 100 <= found.status < 600
+        assert reason is Reason.UPSTREAM_PROTOCOL
 
 
 def test_a_response_has_one_length() -> None:
