@@ -69,7 +69,6 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     NO_ENDPOINT = "no_endpoint"
     CONNECTIONS = "connections"
-    DRAINING = "draining"
     CLIENT_STALLED = "client_stalled"
     # The upstream's side.
     CONNECT_FAILED = "connect_failed"

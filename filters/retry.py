@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from filters.api import Attempt, Exchange, Outcome, Reason
+from filters.api import Attempt, Exchange, Kind, Outcome, Reason
 from filters.units import Struct
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Policy:
         server do not come back together; the upstream's Retry-After is waited before it.
         O(1) for an outcome that is final; a failure may hash and read the kept body once.
         """
-        if not self._matches(outcome):
+        if not self.matches(outcome):
             return Stop.FINAL
         if outcome.reason is Reason.UPSTREAM_RESET and outcome.sent and outcome.complete:
             self._suspect(exchange, now)
@@ -155,7 +155,8 @@ class Policy:
         tail = segments[-1]
         return tail in TAILS or (tail.endswith(b":predict") and tail != b":predict")
 
-    def _matches(self, outcome: Outcome) -> bool:
+    def matches(self, outcome: Outcome) -> bool:
+        """Whether this is one of the outcomes that are retried at all. O(1)."""
         if outcome.reason is None or outcome.reason is Reason.UPSTREAM_STATUS:
             return outcome.status in self._statuses
         return CONDITIONS.get(outcome.reason) in self._conditions
@@ -245,10 +246,15 @@ class Retry:
         self._budget.deposit(self._clock.now())
         while True:
             outcome = await next(attempt)
+            if not self._policy.matches(outcome):
+                return outcome
             now = self._clock.now()
             verdict = self._policy.decide(exchange, outcome, attempt.number, now, self._rng)
             if isinstance(verdict, Stop):
-                self.poison += verdict is Stop.POISON
+                if verdict is Stop.POISON:
+                    self.poison += 1
+                    if outcome.answer is None:  # say so, that the client does not retry it either
+                        return Outcome(Kind.FAILED, 0, Reason.POISON, detail=outcome.detail)
                 return outcome
             if not self._budget.withdraw(now, "retry"):
                 self.refused += 1

@@ -35,7 +35,8 @@ class AccessLog:
         self._share = settings.sample
         self._rng = rng
         self.writer = writer
-        self._moment = 0
+        self._moment = self._second = 0
+        self._date = ""
         self._stamp = ""
         self._escaped: dict[bytes, str] = {}
         self._names: dict[str, str] = {}
@@ -121,8 +122,10 @@ class AccessLog:
         if moment != self._moment:
             self._moment = moment
             second, millisecond = divmod(moment, 1000)
-            stamp = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
-            self._stamp = f"{stamp}.{millisecond:03d}Z"
+            if second != self._second:
+                self._second = second
+                self._date = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+            self._stamp = f"{self._date}.{millisecond:03d}Z"
         return self._stamp
 
     def _bytes(self, value: bytes) -> str:

@@ -36,7 +36,6 @@ class Call:
         "_ended",
         "_exchange",
         "_first_byte_s",
-        "_paused",
         "_pieces",
         "_pieces_bytes",
         "_result",
@@ -50,6 +49,7 @@ class Call:
         "first_byte",
         "head",
         "method",
+        "paused",
         "request_sent",
         "upgrade",
     )
@@ -66,7 +66,7 @@ class Call:
         self._clock = clock
         clocks: tuple[float, float] = exchange.route.clocks
         self._first_byte_s, self._stall_s = clocks
-        self._paused = False
+        self.paused = False
         self._stuck_bytes = -1
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -151,12 +151,11 @@ class Call:
         if self._pieces_bytes > READ_AHEAD:
             self.pause()
 
-    def ended(self, data: bytes, trailers: Headers) -> None:
-        self._timer.clear()
+    def ended(self, data: bytes, trailers: Headers, now: float) -> None:
         self._connection = None
         self.body.detach(self)
         if self.first_byte is None:
-            self.first_byte = self._clock.now()
+            self.first_byte = now
         sink = self._sink
         if sink is None:
             if data:
@@ -276,15 +275,15 @@ class Call:
 
     def pause(self) -> None:
         connection = self._connection
-        if not self._paused and connection is not None:
-            self._paused = True
+        if not self.paused and connection is not None:
+            self.paused = True
             self._stuck_bytes = -1
             connection.pause()
 
     def resume(self) -> None:
         connection = self._connection
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             if connection is not None:
                 if self.first_byte is not None:
                     self._timer.due = self._clock.now() + self._stall_s
@@ -292,9 +291,9 @@ class Call:
 
     def out_of_time(self) -> None:
         reason = Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL
-        if self._paused:
+        if self.paused:
             reason = Reason.CLIENT_STALLED
-        if (self._paused or not self.request_sent) and self._moved():
+        if (self.paused or not self.request_sent) and self._moved():
             self._timer.set(self._clock.now() + self._stall_s)
             return
         connection = self._connection
@@ -310,7 +309,7 @@ class Call:
         ``timeouts.body_idle``, bounds that.
         """
         sink, connection = self._sink, self._connection
-        if self._paused:
+        if self.paused:
             waiting = -2 if sink is None else sink.buffered()
         else:
             waiting = 0 if connection is None else connection.transport.get_write_buffer_size()

@@ -123,7 +123,7 @@ class Pool:
             connection.close()
         return None
 
-    def put(self, connection: UpstreamConnection) -> None:
+    def put(self, connection: UpstreamConnection, now: float) -> None:
         """Take a connection back whose answer ended cleanly."""
         if self._retired:
             connection.close()
@@ -133,7 +133,7 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        connection.idle_since = self.clock.now()
+        connection.idle_since = now
         self._idle.append(connection)
         if self._expiry is None:
             self._expiry = self.clock.call_at(
@@ -195,7 +195,7 @@ class Pool:
             if waiter.done() and not waiter.cancelled():
                 connection = waiter.result()
                 if connection is not None and not connection.closed:
-                    self.put(connection)
+                    self.put(connection, self.clock.now())
                 else:
                     self._wake_one()
             raise

@@ -41,7 +41,6 @@ TABLE: dict[Reason, Reply] = {
     Reason.DEADLINE: Reply(504, "The deadline of this request has passed", 1),
     Reason.NO_ENDPOINT: Reply(503, "No healthy endpoint", 1),
     Reason.CONNECTIONS: Reply(503, "Too many connections", 1),
-    Reason.DRAINING: Reply(503, "This gateway is shutting down", 1),
     Reason.CONNECT_FAILED: Reply(502, "The upstream cannot be reached", 1),
     Reason.CONNECT_TIMEOUT: Reply(504, "The upstream did not accept a connection in time", 1),
     Reason.POOL_EXHAUSTED: Reply(503, "All connections to the upstream are in use", 1),

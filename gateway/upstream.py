@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from filters.api import Headers, Reason, Reject
 from gateway import wire
 from gateway.chunked import Decoder
-from gateway.clock import Timer
+from gateway.clock import NEVER, Timer
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -87,7 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The upstream closed while an answer was due."""
         head = self.head
         if head is not None and head.length == -1:
-            call.ended(b"", [])
+            call.ended(b"", [], self.pool.clock.now())
         elif head is None:
             call.failed(Reason.UPSTREAM_RESET, "closed before the answer")
         else:
@@ -218,18 +218,21 @@ class UpstreamConnection(asyncio.Protocol):
         """The answer is whole. Anything behind it is nobody's: the connection goes too."""
         head = self.head
         assert head is not None
-        self.timer.clear()
+        if call.paused:
+            call.resume()
+        self.timer.due = NEVER
         self.call = None
         self.head = None
         self._decoder = None
         self._interim = 0
+        now = self.pool.clock.now()
         # The connection goes back before the exchange ends, so that what the client sends next
         # finds it there.
         if head.keep and not rest and call.request_sent and not self.closed:
-            self.pool.put(self)
+            self.pool.put(self, now)
         else:
             self.close()
-        call.ended(data, trailers)
+        call.ended(data, trailers, now)
 
     def close(self) -> None:
         """Close now. What was written and not sent is lost, which is the point."""

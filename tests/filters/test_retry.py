@@ -341,7 +341,7 @@ class TestFilter:
         filter_, _ = self.make(attempts=10)
         upstream = Upstream(*[RESET] * 10)
         outcome = await filter_(Attempt(exchange(), 1, ()), upstream)
-        assert outcome.reason is Reason.UPSTREAM_RESET
+        assert outcome.reason is Reason.POISON
         assert (len(upstream.seen), filter_.poison) == (2, 1)
 
     async def test_extra_attempts_stay_within_the_budget_while_everything_fails(self) -> None:
