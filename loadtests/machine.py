@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadtests.proxies import Proxy
+from loadtests.python_speed import nanoseconds
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -20,7 +21,7 @@ def describe() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": _field("/proc/meminfo", "MemTotal"),
         "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()}, {nanoseconds()} ns per small object",
         "load_before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
