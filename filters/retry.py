@@ -91,9 +91,10 @@ class Stop(StrEnum):
 class Policy:
     """Which requests may be sent again, and when. Bounded state: the table of suspect bodies."""
 
-    __slots__ = ("_attempts", "_conditions", "_idempotent", "_resets", "_statuses")
+    __slots__ = ("_attempts", "_conditions", "_idempotent", "_resets", "_statuses", "config")
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self._attempts = config.attempts
         self._conditions = frozenset(each for each in config.on if isinstance(each, str))
         self._statuses = frozenset(each for each in config.on if isinstance(each, int))
@@ -224,7 +225,7 @@ class Retry:
     ``retries``, ``refused`` (by the budget) and ``poison`` are read by the metrics.
     """
 
-    __slots__ = ("_budget", "_clock", "_policy", "_rng", "_sleep", "poison", "refused", "retries")
+    __slots__ = ("_budget", "_clock", "_rng", "_sleep", "poison", "policy", "refused", "retries")
 
     def __init__(
         self,
@@ -234,22 +235,26 @@ class Retry:
         rng: Random,
         sleep: Callable[[float], Awaitable[object]] = sleep,
     ) -> None:
-        self._policy = policy
+        self.policy = policy
         self._budget = budget
         self._clock = clock
         self._rng = rng
         self._sleep = sleep
         self.retries = self.refused = self.poison = 0
 
+    def count_on(self, before: Retry) -> None:
+        """Take over the counts of the filter that a reload replaces."""
+        self.retries, self.refused, self.poison = before.retries, before.refused, before.poison
+
     async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
         exchange = attempt.exchange
         self._budget.deposit(self._clock.now())
         while True:
             outcome = await next(attempt)
-            if not self._policy.matches(outcome):
+            if not self.policy.matches(outcome):
                 return outcome
             now = self._clock.now()
-            verdict = self._policy.decide(exchange, outcome, attempt.number, now, self._rng)
+            verdict = self.policy.decide(exchange, outcome, attempt.number, now, self._rng)
             if isinstance(verdict, Stop):
                 if verdict is Stop.POISON:
                     self.poison += 1

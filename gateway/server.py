@@ -53,6 +53,7 @@ class Server:
         self.admin: Admin | None = None
         self._bound: dict[str, Bound] = {}
         self._tasks: set[asyncio.Task[object]] = set()
+        self._reloading = asyncio.Lock()
         self._draining: asyncio.Task[bool] | None = None
 
     # -- start and stop ------------------------------------------------------------------------
@@ -155,9 +156,8 @@ class Server:
         requests; exchanges under way end on the configuration that they began with.
         """
         try:
-            if config is None:
-                config = await self._read()
-            await self._swap(config)
+            async with self._reloading:  # a signal, the file and an admin may all ask at once
+                await self._swap(config if config is not None else await self._read())
         except Exception as error:  # noqa: BLE001  whatever it is, the old configuration stays
             self.reload_failures += 1
             self.reload_error = str(error)
@@ -191,16 +191,16 @@ class Server:
                 membership.retire(old.get(name))
             for membership in old.values():
                 membership.claim()
+            self._close_listeners_but(self.config)
             raise
+        if _admin_addresses(config) != _admin_addresses(self.config):
+            log.warning("the admin addresses change with the next start only")
         self.config, self.wiring, self.memberships = config, wiring, memberships
         self.acceptor.use(wiring)
         self.telemetry.use(config.telemetry)
         for address, (listener, tls) in secured.items():
             self._bound[address].secure(listener, tls)
-        for address in [
-            a for a in self._bound if a not in {each.address for each in config.listen}
-        ]:
-            self._bound.pop(address).close()
+        self._close_listeners_but(config)
         self._list_addresses()
         for name, membership in old.items():
             await membership.stop()
@@ -249,6 +249,10 @@ class Server:
                 name = sock.getsockname()
                 self.addresses.append(name if isinstance(name, str) else name[:2])
 
+    def _close_listeners_but(self, config: Config) -> None:
+        for address in set(self._bound) - {each.address for each in config.listen}:
+            self._bound.pop(address).close()
+
     def _close_listeners(self) -> None:
         for bound in self._bound.values():
             bound.close()
@@ -290,6 +294,10 @@ class Server:
                     log.info("certificates reloaded")
                 elif result is Poll.ERROR:
                     log.error("certificates not reloaded, the old ones stay: %s", files.error)
+
+
+def _admin_addresses(config: Config) -> tuple[str | None, str | None]:
+    return (config.admin.listen, config.admin.probes) if config.admin else (None, None)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -5,7 +5,6 @@ reload is the exchange of one reference; clusters and endpoints that stay are ha
 """
 
 import asyncio
-import traceback
 from dataclasses import dataclass
 from random import Random
 
@@ -65,7 +64,7 @@ class Wiring:
     def _bind(self, route: Route, number: int) -> BoundRoute:
         name = route.name or f"{number}:{route.path}"
         filters = route.filters
-        policy = retry.Policy(filters.retry or retry.Config(attempts=1))
+        policy = self._policy(name, filters.retry or retry.Config(attempts=1))
         clocks = filters.deadline or deadline.Config()
         bound = BoundRoute(
             name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
@@ -103,9 +102,18 @@ class Wiring:
         spend = spend or budget.Budget(filters.budget)
         self.budgets[name] = spend
         again = retry.Retry(policy, spend, self._seams.clock, self._seams.rng)
+        if self._previous is not None and name in self._previous.retries:
+            again.count_on(self._previous.retries[name])
         self.retries[name] = again
         order: list[AttemptFilter] = [again]
         return chain(order, service)
+
+    def _policy(self, name: str, config: retry.Config) -> retry.Policy:
+        """That of before, with the bodies it suspects, if its configuration is the same."""
+        before = self._previous.retries.get(name) if self._previous is not None else None
+        if before is not None and before.policy.config == config:
+            return before.policy
+        return retry.Policy(config)
 
     def _bind_unrouted(self) -> BoundRoute:
         never = retry.Policy(retry.Config(attempts=1, idempotent="never"))
@@ -116,10 +124,3 @@ class Wiring:
 
 async def _no_route(exchange: Exchange) -> Outcome:
     raise Reject(Reason.NO_ROUTE)
-
-
-def describe_failure(error: BaseException) -> str:
-    """One line for the log: what and where. Never the request's data."""
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" at {frame[0].name}:{frame[0].lineno}" if frame else ""
-    return f"{type(error).__name__}: {error}{where}"

@@ -247,3 +247,23 @@ async def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) 
             await second.start()
         assert (await g.ask(GOOD)).status == 200
     assert not path.exists()
+
+
+async def test_a_reload_that_fails_half_way_leaves_no_listener_behind() -> None:
+    async with Origin() as origin, gateway(origin) as g, gateway(origin) as other:
+        taken = Listener(address=f"127.0.0.1:{other.address[1]}")
+        fresh = Listener(address="localhost:0")
+        before = list(g.server.addresses)
+        listen = (*g.server.config.listen, fresh, taken)
+        assert not await g.server.reload(change(g.server.config, listen=listen))
+        assert g.server.addresses == before
+        assert len(g.server._bound) == 1
+        assert (await g.ask(GOOD)).status == 200
+        assert await g.server.reload(g.server.config)
+
+
+async def test_reloads_at_the_same_time_wait_for_each_other() -> None:
+    async with Origin() as origin, gateway(origin) as g:
+        done = await asyncio.gather(*[g.server.reload(g.server.config) for _ in range(5)])
+        assert done == [True] * 5
+        assert (await g.ask(GOOD)).status == 200
