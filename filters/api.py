@@ -236,6 +236,11 @@ class Body(Protocol):
         """A digest of the whole body, or None when it is not kept whole."""
         ...
 
+    @property
+    def aborted(self) -> bool:
+        """True once the client broke off before all of it had come."""
+        ...
+
     def peek(self) -> bytes | None:
         """The whole body, or None while it is still coming or when it is not kept whole."""
         ...
@@ -246,6 +251,8 @@ class Downstream(Protocol):
 
     @property
     def committed(self) -> bool: ...
+    @property
+    def bytes_sent(self) -> int: ...
 
     def inform(self, status: int, lines: bytes) -> None:
         """Forward an interim (1xx) response."""

@@ -213,7 +213,7 @@ def _has_sequence(exchange: Exchange) -> bool:
         return True
     try:
         found = msgspec.json.decode(data, type=_Inference)
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return True
     written = (found.sequence_id, found.parameters.get("sequence_id"))
     return any(each is not None and bytes(each) not in (b"0", b'""', b"null") for each in written)
@@ -254,7 +254,11 @@ class Retry:
             if not self.policy.matches(outcome):
                 return outcome
             now = self._clock.now()
-            verdict = self.policy.decide(exchange, outcome, attempt.number, now, self._rng)
+            try:
+                verdict = self.policy.decide(exchange, outcome, attempt.number, now, self._rng)
+            except BaseException:
+                outcome.discard()  # whatever it is must not keep a permit
+                raise
             if isinstance(verdict, Stop):
                 if verdict is Stop.POISON:
                     self.poison += 1

@@ -6,8 +6,10 @@ one is busy is a new one refused. So idle keep-alive connections never lock anyb
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 from random import Random
 
 from filters.api import Exchange, Reject
@@ -16,6 +18,7 @@ from gateway.body import ReplayStore
 from gateway.clock import LoopClock
 from gateway.downstream import Downstream
 from gateway.fields import lines_of
+from gateway.listeners import connection_limit
 from gateway.replies import render
 from gateway.telemetry import Telemetry
 from gateway.wire import status_line
@@ -35,7 +38,6 @@ class Acceptor:
         clock: LoopClock,
         rng: Random,
         loop: asyncio.AbstractEventLoop,
-        connections: int,
     ) -> None:
         self.clock = clock
         self.loop = loop
@@ -47,7 +49,6 @@ class Acceptor:
         self.evicted = 0
         self.accepted = 0
         self.idle: dict[Downstream, None] = {}
-        self._most = connections
         # Ids are this prefix and a count: unique among gateways, and cheap.
         self._id_prefix = b"%016x-" % rng.getrandbits(64)
         self._id_count = 0
@@ -60,6 +61,7 @@ class Acceptor:
         self.wiring = wiring
         settings = wiring.config
         self.limits = settings.limits
+        self._most = connection_limit(settings.limits.connections)
         self.timeouts = settings.timeouts
         self.replay.body_bytes = settings.limits.replay_bytes
         self.replay.total_bytes = settings.limits.replay_total
@@ -76,15 +78,16 @@ class Acceptor:
             connection.client = str(peer[0])
             connection.trusted = self._trusts(connection.client)
         else:
-            connection.client = ""
-            connection.trusted = True
+            # No address also means a TCP client that is gone already, and that is nobody.
+            sock = transport.get_extra_info("socket")
+            connection.trusted = sock is not None and sock.family == socket.AF_UNIX
         connection.secure = transport.get_extra_info("sslcontext") is not None
         self.connections.add(connection)
         self.emptied.clear()
         if len(self.connections) <= self._most:
             self.idle[connection] = None
             return True
-        oldest = next(iter(self.idle), None)
+        oldest = self._oldest_idle()
         if oldest is None:
             return False
         self.evicted += 1
@@ -92,6 +95,12 @@ class Acceptor:
         oldest.transport.abort()
         self.idle[connection] = None
         return True
+
+    def _oldest_idle(self) -> Downstream | None:
+        """To make room: rather not one whose last answer is still being sent."""
+        first = list(islice(self.idle, 8))
+        done = (each for each in first if not each.transport.get_write_buffer_size())
+        return next(done, first[0] if first else None)
 
     def forget(self, connection: Downstream) -> None:
         self.connections.discard(connection)
@@ -138,7 +147,8 @@ class Acceptor:
     def close_idle(self) -> None:
         """End of a drain's grace: what is idle now was so all through it, or is brand-new."""
         for connection in list(self.connections):
-            connection.close_if_idle()
+            if connection.is_idle():
+                connection.transport.close()
 
 
 def _trust(networks: tuple[str, ...]) -> Callable[[str], bool]:

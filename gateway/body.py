@@ -11,9 +11,6 @@ from typing import Protocol
 
 from filters.api import Flow, Headers
 
-READ_AHEAD = 256 * 1024
-"""Bytes taken from a client before an attempt wants them, when they may not be kept."""
-
 
 class BodySink(Protocol):
     """Where a request body goes: one attempt at an upstream."""
@@ -91,9 +88,12 @@ class RequestBody:
         self._pieces.append(data)
         self._kept_bytes += len(data)
         self._store.held += len(data)
-        store = self._store
-        if self._kept_bytes > store.body_bytes or store.held > store.total_bytes:
-            self._outgrown(sink)
+        if self._too_large():
+            if sink is not None:
+                self._stop_keeping()
+            elif not self.complete:
+                # Not a byte has left yet, so nothing is given up; but no more is taken either.
+                self._source.pause()
 
     def end(self, trailers: Headers) -> None:
         self.complete = True
@@ -115,8 +115,8 @@ class RequestBody:
         """Make ``sink`` the one that is fed; returns the pieces so far, for it to send first."""
         self._sink = sink
         pieces = self._pieces
-        if not self.replayable:
-            self._forget()
+        if self._too_large():
+            self._stop_keeping()
         if not self.complete:
             self._source.body_wanted()
             self._source.resume()
@@ -148,14 +148,16 @@ class RequestBody:
         self._sink = None
         self._forget()
 
-    def _outgrown(self, sink: BodySink | None) -> None:
+    def _too_large(self) -> bool:
+        store = self._store
+        return self._kept_bytes > store.body_bytes or store.held > store.total_bytes
+
+    def _stop_keeping(self) -> None:
+        """From here on the body streams through, and only this attempt can have it."""
         if self.replayable:
             self.replayable = False
             self._store.bodies_streamed += 1
-        if sink is not None:
-            self._forget()
-        elif self._kept_bytes > READ_AHEAD and not self.complete:
-            self._source.pause()
+        self._forget()
 
     def _forget(self) -> None:
         if self._kept_bytes:

@@ -183,7 +183,8 @@ class Call:
         self._timer.clear()
         if early:
             self._pieces.append(early)
-        self.failure.set_result(None)
+        if not self.failure.done():
+            self.failure.set_result(None)
 
     def _settle(self, kind: Kind, reason: Reason | None) -> None:
         result = self._result
@@ -230,8 +231,8 @@ class Call:
             downstream.flush()
         self._sink = downstream
         self._result = asyncio.get_running_loop().create_future()
-        downstream.flow(self)
         self.resume()
+        downstream.flow(self)
         try:
             outcome = await self._result
         except asyncio.CancelledError:
@@ -248,8 +249,10 @@ class Call:
         upstream, head = self._connection, self.head
         assert upstream is not None
         assert head is not None
+        if upstream.closed:
+            return Outcome(Kind.FAILED, 0, Reason.UPSTREAM_RESET)
         client = downstream.switch(head.status, upgrade_lines(head, self._exchange.request_id))
-        if client is None or upstream.closed:
+        if client is None:
             self.discard()
             return Outcome(Kind.IGNORED, head.status)
         tunnel = Tunnel(client, upstream, self._clock, self._stall_s)
@@ -263,11 +266,11 @@ class Call:
 
     def discard(self) -> None:
         """The answer is not wanted: closing tells the model server to stop generating."""
-        self._timer.clear()
         self.body.detach(self)
         connection, self._connection = self._connection, None
         self._sink = None
-        if connection is not None:
+        if connection is not None:  # else it is another exchange's already, its timer included
+            self._timer.clear()
             connection.call = None
             connection.close()
 

@@ -16,7 +16,7 @@ TRAILERS = 32
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _EXTENSIONS = re.compile(
-    rb"(?:;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN
+    rb"(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN
     + rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"))?)+'
 )  # fmt: skip
 _SIZE_AND_EXTENSIONS = re.compile(rb"([0-9A-Fa-f]{1,16})(;.*)", re.DOTALL)
@@ -48,9 +48,13 @@ class Decoder:
     """Feed it bytes; it returns body bytes. ``done`` once the body ended, then ``rest`` holds what
     came after it and ``trailers`` those that may be forwarded. Raises Reject(``reason``)."""
 
-    __slots__ = ("_extension_bytes", "_held", "_left", "_reason", "done", "rest", "trailers")
+    __slots__ = (
+        "_body_left", "_extension_bytes", "_held", "_left", "_reason", "done", "rest", "trailers",
+    )  # fmt: skip
 
-    def __init__(self, reason: Reason = Reason.MALFORMED) -> None:
+    def __init__(self, reason: Reason = Reason.MALFORMED, most: int | None = None) -> None:
+        """``most`` bounds the body, in bytes; beyond it Reject(BODY_TOO_LARGE) is raised."""
+        self._body_left = most
         self._left = -1  # -1: at a size line; -2: in the trailers; else bytes left, with the CRLF
         self._held = b""
         self._extension_bytes = 0
@@ -90,7 +94,12 @@ class Decoder:
                 at = stop + 2
                 left = size + 2 if size else -2
         self._left = left
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._body_left is not None:
+            self._body_left -= len(body)
+            if self._body_left < 0:
+                raise Reject(Reason.BODY_TOO_LARGE, "body over limits.body_bytes")
+        return body
 
     def _size(self, line: bytes) -> int:
         if _SIZE.fullmatch(line) is not None:

@@ -126,6 +126,8 @@ class Names:
 
     async def get(self, host: str) -> tuple[str, ...]:
         """The last good answer, or for the first one a lookup. Raises ``OSError`` as that does."""
+        if is_address(host):
+            return (host,)
         return self._addresses.get(host) or await self._refresh(host)
 
     def start(self) -> None:

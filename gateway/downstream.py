@@ -14,8 +14,9 @@ from gateway import wire
 from gateway.body import RequestBody
 from gateway.chunked import Decoder
 from gateway.clock import NEVER, Timer
+from gateway.farewell import Farewell
 from gateway.head_buffer import HeadBuffer
-from gateway.responder import Responder
+from gateway.responder import Responder, reset_on_close
 
 if TYPE_CHECKING:
     from gateway.acceptor import Acceptor
@@ -26,18 +27,16 @@ HEAD, LENGTH, CHUNKED, HELD, DISCARD, TUNNEL = range(6)
 
 HELD_BYTES = 64 * 1024
 """Pipelined bytes that may wait, besides the count of ``limits.pipeline``."""
-LINGER_S = 2.0
-"""How long a closing connection is read on, so that a reset does not destroy the last answer."""
-LINGER_BYTES = 1024 * 1024
 
 
 class Downstream(asyncio.Protocol):
     """One accepted connection. Every transition of ``_mode`` is in this file."""
 
     __slots__ = (
-        "_body", "_decoder", "_expects", "_half_closed", "_held", "_left", "_mode", "_partial",
-        "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "client", "closing",
-        "ended", "exchange", "secure", "sender", "transport", "trusted", "tunnel",
+        "_decoder", "_expects", "_farewell", "_half_closed", "_held", "_left", "_mode", "_partial",
+        "_paused", "_responder", "_served", "_task", "_timer", "acceptor", "body", "choked",
+        "client", "closing", "ended", "exchange", "secure", "sender", "transport", "trusted",
+        "tunnel", "until_close",
     )  # fmt: skip
 
     def __init__(self, acceptor: "Acceptor") -> None:
@@ -45,14 +44,15 @@ class Downstream(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.client = ""
         self.secure = self.trusted = False
-        self.closing = self.ended = False
+        self.choked = self.closing = self.ended = self.until_close = False
         self.tunnel: Tunnel | None = None
         self._mode = HEAD
+        self._farewell: Farewell | None = None
         self._partial: HeadBuffer | None = None  # of a head that did not come whole
         self._held = b""  # what was pipelined behind the exchange under way
         self._left = 0
         self._decoder: Decoder | None = None
-        self._body: RequestBody | None = None
+        self.body: RequestBody | None = None
         self.exchange: Exchange | None = None
         self._responder: Responder | None = None
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +65,7 @@ class Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if self.acceptor.admit(self):
-            self._allow(self.acceptor.timeouts.head)
+            self.allow(self.acceptor.timeouts.head)
         else:
             self._refuse(Reject(Reason.CONNECTIONS, "too many connections", retry_after=1))
 
@@ -73,6 +73,8 @@ class Downstream(asyncio.Protocol):
         self.ended = True
         self._timer.stop()
         self.acceptor.forget(self)
+        if self._responder is not None:
+            self._responder.cut_off()
         self._leave()
         if self.tunnel is not None:
             self.tunnel.lost()
@@ -83,7 +85,7 @@ class Downstream(asyncio.Protocol):
             return self.tunnel.half_closed(by_downstream=True)
         if self.exchange is None:
             return False
-        if self._body is not None and not self._body.complete:
+        if self.body is not None and not self.body.complete:
             self._leave()
             return False
         self._half_closed = True
@@ -92,21 +94,26 @@ class Downstream(asyncio.Protocol):
 
     def _leave(self) -> None:
         """The client is gone: end what was under way for it, upstream included, at once."""
-        if self._body is not None:
-            self._body.abort()
+        if self.body is not None:
+            self.body.abort()
         task = self._task
         if task is not None and self.exchange is not None and not task.done():
             if self.exchange.reason is None:
                 self.exchange.reason = Reason.CLIENT_GONE
-            task.cancel()
+            # Soon: a task that is cancelled before its first step never runs its clean-up.
+            self.acceptor.loop.call_soon(task.cancel)
 
     def pause_writing(self) -> None:
+        self.choked = True
         if self.sender is not None:
             self.sender.pause()
 
     def resume_writing(self) -> None:
+        self.choked = False
         if self.sender is not None:
             self.sender.resume()
+        elif self.exchange is None and self._mode == HELD:
+            self._next()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -118,15 +125,12 @@ class Downstream(asyncio.Protocol):
             self._length_data(data)
         elif mode == CHUNKED:
             self._chunked_data(data)
-        elif mode == TUNNEL:
-            if self.tunnel is not None:
-                self.tunnel.from_downstream(data)
+        elif self.tunnel is not None:
+            self.tunnel.from_downstream(data)
         elif mode == HELD:
             self._hold(data)
-        else:
-            self._left -= len(data)
-            if self._left < 0:
-                self.transport.abort()
+        elif self._farewell is not None:
+            self._farewell.received(len(data))
 
     def _head_data(self, data: bytes) -> None:
         limits = self.acceptor.limits
@@ -139,7 +143,7 @@ class Downstream(asyncio.Protocol):
                 partial = self._partial = HeadBuffer(
                     target_bytes=limits.target_bytes, head_bytes=limits.head_bytes
                 )
-                self._allow(self.acceptor.timeouts.head)
+                self.allow(self.acceptor.timeouts.head)
             whole = partial.add(data)
             if whole is not None:
                 self._partial = None
@@ -157,8 +161,7 @@ class Downstream(asyncio.Protocol):
         if length is not None and length > limits.body_bytes:
             raise Reject(Reason.BODY_TOO_LARGE, f"body over {limits.body_bytes} bytes")
         self._expects = b"expect" in index and wire.expects_continue(request)
-        if not keep:
-            self.closing = True
+        self.closing = not keep
         upgrade = b"upgrade" in index and wire.wants_upgrade(request)
         if length is not None and length <= len(rest):  # the body is here already, or there is none
             self._expects = False
@@ -173,18 +176,17 @@ class Downstream(asyncio.Protocol):
     def _receive_body(self, length: int | None, rest: bytes) -> None:
         if length is None:
             self._mode = CHUNKED
-            self._decoder = Decoder()
-            self._left = self.acceptor.limits.body_bytes
+            self._decoder = Decoder(most=self.acceptor.limits.body_bytes)
         else:
             self._mode = LENGTH
             self._left = length
-        self._allow(self.acceptor.timeouts.body_idle)
+        self.allow(self.acceptor.timeouts.body_idle)
         if rest:
             self._expects = False
             self.data_received(rest)
 
     def _length_data(self, data: bytes) -> None:
-        body = self._body
+        body = self.body
         assert body is not None
         left = self._left - len(data)
         if left > 0:
@@ -199,16 +201,12 @@ class Downstream(asyncio.Protocol):
         self._body_complete([], rest)
 
     def _chunked_data(self, data: bytes) -> None:
-        body, decoder = self._body, self._decoder
+        body, decoder = self.body, self._decoder
         assert body is not None
         assert decoder is not None
         self._timer.due = self.acceptor.clock.now() + self.acceptor.timeouts.body_idle
         try:
             piece = decoder.feed(data)
-            self._left -= len(piece)
-            if self._left < 0:
-                limit = self.acceptor.limits.body_bytes
-                raise Reject(Reason.BODY_TOO_LARGE, f"body over {limit} bytes")
         except Reject as reject:
             self._break_off(reject)
             return
@@ -224,17 +222,13 @@ class Downstream(asyncio.Protocol):
         self._expects = False
         if self._paused:
             self.resume()
-        if self._body is not None:
-            self._body.end(trailers)
+        if self.body is not None:
+            self.body.end(trailers)
         if rest:
             self._hold(rest)
 
     def _hold(self, data: bytes) -> None:
         """Bytes after a whole request: the next ones, kept until it is their turn."""
-        if self.exchange is None:
-            self._mode = HEAD
-            self._head_data(data)
-            return
         self._held = held = self._held + data
         # Bounded by HELD_BYTES and one read, so that adding to bytes costs little.
         if len(held) > HELD_BYTES or held.count(b"\r\n\r\n") >= self.acceptor.limits.pipeline:
@@ -242,21 +236,17 @@ class Downstream(asyncio.Protocol):
 
     def _break_off(self, reject: Reject) -> None:
         """The body turned out bad while its exchange was under way."""
-        responder, body = self._responder, self._body
-        assert responder is not None
-        assert body is not None
-        exchange, task = self.exchange, self._task
+        exchange, task, responder, body = self.exchange, self._task, self._responder, self.body
+        if exchange is None or task is None or responder is None or body is None:
+            return
         self.closing = True
-        if exchange is not None:
-            exchange.reason = reject.reason
+        exchange.reason = reject.reason
+        body.abort()
         if responder.committed:
-            body.abort()
             responder.abort()
             return
         self._cut_off()
-        body.abort()
-        if task is not None:
-            task.cancel()
+        self.acceptor.loop.call_soon(task.cancel)
         self._refuse(reject, exchange)
 
     # -- flow control of the body, and what an attempt asks for --------------------------------
@@ -271,12 +261,13 @@ class Downstream(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
             if self._mode in (LENGTH, CHUNKED):
-                self._allow(self.acceptor.timeouts.body_idle)
+                self.allow(self.acceptor.timeouts.body_idle)
 
     def body_wanted(self) -> None:
         if self._expects and self._responder is not None and not self._responder.committed:
             self._expects = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.allow(self.acceptor.timeouts.body_idle)
 
     # -- one exchange --------------------------------------------------------------------------
 
@@ -285,7 +276,7 @@ class Downstream(asyncio.Protocol):
         acceptor = self.acceptor
         self._timer.due = NEVER
         acceptor.idle.pop(self, None)
-        self._body = body = RequestBody(request.length, acceptor.replay, self, whole)
+        self.body = body = RequestBody(request.length, acceptor.replay, self, whole)
         self._responder = responder = Responder(self, request.method, request.minor, keep, upgrade)
         peer, now = (self.client, self.trusted, self.secure), acceptor.clock.now()
         self.exchange = exchange = Exchange(request, body, responder, *peer, now, upgrade)
@@ -304,9 +295,9 @@ class Downstream(asyncio.Protocol):
 
     def _over(self) -> None:
         """The exchange has ended: close, or go on to what was pipelined behind it."""
-        responder, body = self._responder, self._body
-        assert responder is not None
-        assert body is not None
+        responder, body = self._responder, self.body
+        if responder is None or body is None:
+            return
         tunnelled = self._mode == TUNNEL
         self._cut_off()
         if self.ended:
@@ -318,25 +309,36 @@ class Downstream(asyncio.Protocol):
         elif not body.complete or self.closing or self.acceptor.draining:
             self._linger()
         else:
-            self._served = True
-            self._mode = HEAD
-            self.acceptor.idle[self] = None
-            self._allow(self.acceptor.timeouts.idle)
-            if self._paused:
-                self.resume()
-            if self._held:
-                data, self._held = self._held, b""
-                self._head_data(data)
-            if self._half_closed and self.exchange is None:
+            self._next()
+
+    def _next(self) -> None:
+        """Go on to the next request; not while answers are piling up that nobody reads."""
+        self.allow(self.acceptor.timeouts.idle)
+        if self.choked:
+            self._mode = HELD
+            self.pause()
+            return
+        self._served = True
+        self._mode = HEAD
+        self.acceptor.idle[self] = None
+        if self._paused:
+            self.resume()
+        if self._held:
+            data, self._held = self._held, b""
+            self._head_data(data)
+        if self._half_closed:
+            if self.exchange is None:
                 self.transport.close()
+            else:
+                self.acceptor.watch_half_closed(self)
 
     def _cut_off(self) -> None:
         """Nothing of the exchange can reach this connection any more."""
         if self._responder is not None:
             self._responder.cut_off()
-        if self._body is not None:
-            self._body.release()
-        self._responder = self._body = self.exchange = self._task = self.sender = None
+        if self.body is not None:
+            self.body.release()
+        self._responder = self.body = self.exchange = self._task = self.sender = None
         self._decoder = None
 
     def enter_tunnel(self, tunnel: "Tunnel") -> bytes:
@@ -344,6 +346,8 @@ class Downstream(asyncio.Protocol):
         self._mode = TUNNEL
         self.tunnel = tunnel
         self.sender = tunnel.upstream
+        if self.choked:
+            tunnel.upstream.pause()
         self._timer.clear()
         early, self._held = self._held, b""
         if self._paused:
@@ -359,42 +363,38 @@ class Downstream(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close the writing side, but read on for a while.
-
-        Closing a socket with unread bytes sends a reset, which can destroy the answer before the
-        client has read it (RFC 9112 section 9.6).
-        """
         if self.ended:
             return
         self._mode = DISCARD
-        self._left = LINGER_BYTES
-        self.closing = True
         self._held = b""
+        self.closing = True
         if self._paused:
             self.resume()
-        if self.secure or not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self._allow(LINGER_S)
+        self._farewell = Farewell(self)
 
-    def close_if_idle(self) -> None:
-        """Drain: nothing is lost by closing a connection between two exchanges."""
-        if self.exchange is None and self._mode == HEAD and self._partial is None:
-            self.transport.close()
+    def abort(self) -> None:
+        """Close at once; by a reset where a clean close would look like the end of an answer."""
+        if self.until_close:
+            reset_on_close(self.transport)
+        self.transport.abort()
+
+    def is_idle(self) -> bool:
+        return self.exchange is None and self._mode == HEAD and self._partial is None
 
     # -- the clocks of this side ---------------------------------------------------------------
 
-    def _allow(self, seconds: float) -> None:
+    def allow(self, seconds: float) -> None:
         self._timer.set(self.acceptor.clock.now() + seconds)
 
     def _out_of_time(self) -> None:
-        if self._mode == HEAD:
+        if self._farewell is not None:
+            self._farewell.out_of_time()
+        elif self._mode == HEAD:
             if self._partial or not self._served:
                 self._refuse(Reject(Reason.HEAD_TIMEOUT, "the request head did not come in time"))
             else:
                 self.transport.close()
-        elif self._mode == DISCARD:
-            self.transport.abort()
+        elif self._mode == HELD:
+            self.abort()  # the client has not read its last answers for as long as it may idle
         elif self._mode in (LENGTH, CHUNKED) and not self._paused:
             self._break_off(Reject(Reason.BODY_TIMEOUT, "the request body stopped coming"))

@@ -86,10 +86,12 @@ class Endpoint(Load):
         self.failed = 0
         self.pool = Pool(self, settings.connections, settings.connect_timeout, clock, loop)
 
-    def found_by(self, lookup: Lookup, tls: UpstreamTls | None) -> None:
-        """How to find its addresses and to secure its connections; a reload may change both."""
+    def found_by(self, lookup: Lookup, tls: UpstreamTls | None, limits: config.Limits) -> None:
+        """How to find its addresses, to secure its connections and to bound its answers; a
+        reload may change all three."""
         self._lookup = lookup
         self._tls = tls
+        self.pool.head_bytes, self.pool.headers = limits.head_bytes, limits.headers
 
     @property
     def tls(self) -> ssl.SSLContext | None:

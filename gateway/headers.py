@@ -56,13 +56,10 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
     if exchange.span is not None:
         drop = drop | (_TRACEPARENT if exchange.span.traced_before else _TRACE)
     target = request.target if route.rewrite is None else route.rewrite(request.target)
-    lines = [
-        b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, request.host or authority)
-    ]
-    lines += [each[3] for each in request.fields if each[0] not in drop]
-    lines.append(_forwarding(exchange))
-    if route.request_lines:
-        lines.append(route.request_lines)
+    host = route.host or request.host or authority
+    head = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, host)
+    head += b"".join([each[3] for each in request.fields if each[0] not in drop])
+    lines = [_forwarding(exchange)]
     if b"te" in index and b"trailers" in index[b"te"].lower():
         lines.append(b"te: trailers\r\n")
     if exchange.asked and exchange.deadline is not None:
@@ -76,8 +73,12 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
         lines.append(b"transfer-encoding: chunked\r\n")
     elif request.length or b"content-length" in index or request.method in (b"POST", b"PUT"):
         lines.append(b"content-length: %d\r\n" % request.length)
-    lines.append(b"x-request-id: %b\r\n\r\n" % exchange.request_id)
-    return b"".join(lines)
+    lines.append(b"x-request-id: %b\r\n" % exchange.request_id)
+    own = b"".join(lines)
+    if route.request_drop:  # what a route removes or sets is not ours to write either
+        kept = [line for line in own.splitlines(True) if line.partition(b":")[0] not in drop]
+        own = b"".join(kept) + route.request_lines
+    return head + own + b"\r\n"
 
 
 def _forwarding(exchange: Exchange) -> bytes:

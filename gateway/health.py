@@ -74,6 +74,10 @@ class Thresholds:
         self.known = False
         self.detail = ""
 
+    def go_on_from(self, before: Thresholds) -> None:
+        """Take over what was found under other thresholds."""
+        self.healthy, self.known, self.detail = before.healthy, before.known, before.detail
+
     def record(self, result: Result) -> bool:
         """Take one result in; True if the state changed by it."""
         self.detail = result.detail
@@ -127,8 +131,11 @@ class HealthChecks:
             self.states.pop(target.name, None)
         for target in wanted:
             if target not in self._tasks:
-                fresh = Thresholds(self._config.healthy_after, self._config.unhealthy_after)
-                state = self.states.setdefault(target.name, fresh)
+                state = Thresholds(self._config.healthy_after, self._config.unhealthy_after)
+                before = self.states.get(target.name)
+                if before is not None:
+                    state.go_on_from(before)
+                self.states[target.name] = state
                 watch = self._watch(target, state)
                 self._tasks[target] = asyncio.get_running_loop().create_task(watch)
 

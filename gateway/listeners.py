@@ -16,6 +16,8 @@ from gateway.tls import ServerTls
 log = logging.getLogger("tailrace")
 
 BACKLOG = 4096
+HANDSHAKE_S = 10.0
+"""Longest TLS handshake: until its end a connection is in nobody's count."""
 OTHER_FILES = 128
 """File descriptors left for what is not a connection: logs, certificates, libraries, DNS."""
 
@@ -28,14 +30,22 @@ async def bind(
     """Open one listener. Raises OSError or ssl.SSLError."""
     tls = ServerTls(listener.tls) if listener.tls is not None else None
     context = tls.listening if tls is not None else None
+    handshake = HANDSHAKE_S if tls is not None else None
     if listener.address.startswith("unix:"):
         path = listener.address.removeprefix("unix:")
         _refuse_live_socket(path)
-        server = await loop.create_unix_server(accepted, path, ssl=context, backlog=BACKLOG)
+        server = await loop.create_unix_server(
+            accepted, path, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=handshake
+        )
     else:
         host, _, port = listener.address.rpartition(":")
         server = await loop.create_server(
-            accepted, host.strip("[]") or None, int(port), ssl=context, backlog=BACKLOG
+            accepted,
+            host.strip("[]") or None,
+            int(port),
+            ssl=context,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=handshake,
         )
     return Bound(listener, server, tls)
 

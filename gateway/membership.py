@@ -13,7 +13,7 @@ from gateway.balancer import balancer
 from gateway.cluster import Cluster
 from gateway.discovery import Names, Resolver, expand
 from gateway.endpoint import Endpoint, Location, locate
-from gateway.health import HealthChecks, Result, Target, check
+from gateway.health import HealthChecks, Result, Target, Thresholds, check
 from gateway.tls import UpstreamTls
 
 LOOKUP_S = 5.0
@@ -27,12 +27,14 @@ class Membership:
         self,
         name: str,
         settings: config.Cluster,
+        limits: config.Limits,
         clock: Clock,
         rng: Random,
         loop: asyncio.AbstractEventLoop,
         previous: "Membership | None" = None,
     ) -> None:
         self.settings = settings
+        self._limits = limits
         self._clock = clock
         self._loop = loop
         self.tls = UpstreamTls(settings.tls) if settings.tls is not None else None
@@ -88,7 +90,7 @@ class Membership:
     def claim(self) -> None:
         """Take the endpoints back from a successor that did not come into force."""
         for endpoint in self.endpoints():
-            endpoint.found_by(self.names.get, self.tls)
+            endpoint.found_by(self.names.get, self.tls, self._limits)
 
     def retire(self, successor: "Membership | None") -> None:
         """Let go of the endpoints that the successor did not take over."""
@@ -110,10 +112,13 @@ class Membership:
     def _checked(self, name: str, healthy: bool) -> None:
         endpoint = self.cluster.endpoints.get(name)
         if endpoint is not None and self.health is not None:
-            detail = self.health.states[name].detail
-            why = "passes its check" if healthy else f"fails its check: {detail}"
-            endpoint.mark(healthy, why, self._clock.now())
+            self._mark(endpoint, self.health.states[name])
             self.cluster.refresh()
+
+    def _mark(self, endpoint: Endpoint, state: Thresholds) -> None:
+        if state.known:
+            why = "passes its check" if state.healthy else f"fails its check: {state.detail}"
+            endpoint.mark(state.healthy, why, self._clock.now())
 
     def _watch(self) -> None:
         """Check who belongs now. Not before the start: checks are tasks."""
@@ -129,7 +134,9 @@ class Membership:
                     endpoint = Endpoint(
                         location, written.weight, self.settings, self._clock, self._loop
                     )
-                endpoint.found_by(self.names.get, self.tls)
+                endpoint.found_by(self.names.get, self.tls, self._limits)
+                if self.health is not None and endpoint.name in self.health.states:
+                    self._mark(endpoint, self.health.states[endpoint.name])
                 members[endpoint.name] = endpoint
         self._kept = {}
         self.cluster.members(members)

@@ -7,6 +7,7 @@ got none on a reused connection is sent once more on a fresh one if sending it t
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from typing import Protocol
@@ -45,7 +46,10 @@ class Target(Protocol):
 
 
 class Pool:
-    """At most ``limits.max`` connections to ``target``. Taking an idle one is O(1)."""
+    """At most ``limits.max`` connections to ``target``. Taking an idle one is O(1).
+
+    ``head_bytes`` and ``headers`` bound the head of an answer.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,8 @@ class Pool:
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._expiry: Handle | None = None
         self._retired = False
+        self.head_bytes = 64 * 1024
+        self.headers = 100
         self.open = 0
         self.connects = 0
         self.replays = 0
@@ -77,6 +83,8 @@ class Pool:
         exchange = attempt.exchange
         route = exchange.route
         replayed = False
+        if exchange.body.aborted:  # its client is gone, or sent nonsense, before this began
+            raise asyncio.CancelledError
         while True:
             connection = None if replayed else self._take(attempt.started)
             if connection is None:
@@ -170,13 +178,14 @@ class Pool:
     # -- connecting ----------------------------------------------------------------------------
 
     async def _connect(self) -> UpstreamConnection:
+        """A connection of our own, or one that somebody gave back while we waited for a place."""
         try:
             async with asyncio.timeout(self._connect_timeout):
-                if self.open >= self._limits.max:
-                    waiter: asyncio.Future[UpstreamConnection | None] = self._loop.create_future()
-                    self._waiting.append(waiter)
-                    connection = await self._wait(waiter)
-                    if connection is not None and not connection.closed:
+                while self.open >= self._limits.max:
+                    connection = await self._wait()
+                    if connection is None:
+                        return await self._dial()  # the place came with it
+                    if not connection.closed and not connection.transport.is_closing():
                         return connection
                 self.open += 1
                 return await self._dial()
@@ -185,29 +194,29 @@ class Pool:
             reason = Reason.POOL_EXHAUSTED if full else Reason.CONNECT_TIMEOUT
             raise Unreachable(reason, f"no connection in {self._connect_timeout:g} s") from None
 
-    async def _wait(
-        self, waiter: "asyncio.Future[UpstreamConnection | None]"
-    ) -> UpstreamConnection | None:
-        """Wait in line. A place that came too late goes to the next one in it."""
+    async def _wait(self) -> UpstreamConnection | None:
+        """Wait in line, for a connection or (None) for a place. One that comes too late goes to
+        the next in line."""
+        waiter: asyncio.Future[UpstreamConnection | None] = self._loop.create_future()
+        self._waiting.append(waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                connection = waiter.result()
-                if connection is not None and not connection.closed:
-                    self.put(connection, self.clock.now())
-                else:
-                    self._wake_one()
+            if not waiter.done() or waiter.cancelled():
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(waiter)
+            elif (connection := waiter.result()) is None:
+                self._give_place_back()
+            elif not connection.closed:
+                self.put(connection, self.clock.now())
             raise
 
     def _give_place_back(self) -> None:
         self.open -= 1
-        self._wake_one()
-
-    def _wake_one(self) -> None:
         while self._waiting and self.open < self._limits.max:
             waiter = self._waiting.popleft()
             if not waiter.done():
+                self.open += 1  # reserved for the waiter, so that no newcomer can take it
                 waiter.set_result(None)
                 return
 
@@ -224,7 +233,9 @@ class Pool:
                 raise Unreachable(Reason.CONNECT_FAILED, f"name lookup: {unknown}") from None
             for address in addresses:
                 try:
-                    made = await self._dial_one(address)
+                    # A share of the time for each, or one black hole would take it all.
+                    async with asyncio.timeout(self._connect_timeout / len(addresses)):
+                        made = await self._dial_one(address)
                 except (OSError, ssl.SSLError, asyncio.IncompleteReadError) as failed:
                     error = failed
                     continue
@@ -233,6 +244,8 @@ class Pool:
         finally:
             if made is None:
                 self._give_place_back()
+        if isinstance(error, TimeoutError):
+            raise error
         raise Unreachable(Reason.CONNECT_FAILED, str(error or "the name has no address"))
 
     async def _dial_one(self, address: str) -> UpstreamConnection:

@@ -28,11 +28,17 @@ class Forward:
             ended = await answer.relay(exchange)
         finally:
             if permit is not None:
-                # A failing status stays a failure of the endpoint, however well it was relayed.
-                failed = outcome.kind is Kind.FAILED and ended.kind is Kind.OK
-                permit.release(outcome if failed else ended)
+                permit.release(_verdict(outcome, ended))
         if ended.kind is Kind.FAILED:
             exchange.reason = ended.reason
             if not exchange.downstream.committed:
                 raise Reject(ended.reason or Reason.INTERNAL)
         return ended
+
+
+def _verdict(outcome: Outcome, ended: Outcome) -> Outcome:
+    """What the endpoint answers for: a failing status however well it was relayed, but not a
+    client that stopped reading."""
+    if ended.reason is Reason.CLIENT_STALLED:
+        return Outcome(Kind.IGNORED, ended.status, ended.reason)
+    return outcome if outcome.kind is Kind.FAILED and ended.kind is Kind.OK else ended

@@ -79,7 +79,9 @@ def render(reject: Reject, request_id: bytes) -> tuple[int, Headers, bytes]:
         kind = "invalid_request_error"
     else:
         kind = "server_error"
-    message = f"{reply.message}: {reject.detail}" if reject.detail else f"{reply.message}."
+    # What went wrong on our own side is for the log: it would tell clients what stands behind.
+    told = reject.detail and status < 500
+    message = f"{reply.message}: {reject.detail}" if told else f"{reply.message}."
     body = _encode(_Body(_Error(message, kind, None, reject.reason.value)))
     headers: Headers = [
         (b"content-type", b"application/json"),

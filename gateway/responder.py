@@ -4,6 +4,7 @@ Framing is chosen from what is known of the body and what the client speaks; not
 upstream's framing is copied.
 """
 
+import asyncio
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -29,7 +30,6 @@ class Responder:
         "_method",
         "_minor",
         "_muted",
-        "_until_close",
         "bytes_sent",
         "committed",
         "finished",
@@ -48,7 +48,6 @@ class Responder:
         self._head = b""
         self._muted = False
         self._chunked = False
-        self._until_close = False
         self.upgrade = upgrade
         self.committed = False
         self.finished = False
@@ -78,11 +77,13 @@ class Responder:
                 self._chunked = True
                 head += b"transfer-encoding: chunked\r\n"
             else:
-                self._until_close = True
-                connection.closing = True
+                connection.closing = connection.until_close = True
         # After a refused upgrade the client may have sent bytes for the tunnel, which must not be
         # read as a request.
-        if connection.closing or not self._keep or self.upgrade or connection.acceptor.draining:
+        body = connection.body
+        early = body is not None and not body.complete  # what is left of it will not be read
+        leaving = connection.closing or connection.acceptor.draining
+        if leaving or early or not self._keep or self.upgrade:
             connection.closing = True
             head += b"connection: close\r\n"
         elif self._minor == 0:
@@ -133,15 +134,13 @@ class Responder:
         if connection is None or connection.ended:
             return
         connection.closing = True
-        if self._until_close:
-            sock: socket.socket | None = connection.transport.get_extra_info("socket")
-            if sock is not None and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        connection.transport.abort()
+        connection.abort()
 
     def flow(self, source: Flow | None) -> None:
         if self._connection is not None:
             self._connection.sender = source
+            if source is not None and self._connection.choked:
+                source.pause()
 
     def buffered(self) -> int:
         """Bytes that wait for the client to read."""
@@ -153,7 +152,7 @@ class Responder:
         connection = self._connection
         if connection is None or not self.upgrade:
             return None
-        self.committed = self.finished = True
+        self.committed = self.finished = connection.closing = True
         self.status = status
         head = wire.status_line(status) + lines + b"\r\n"
         connection.transport.write(head)
@@ -161,3 +160,10 @@ class Responder:
 
     def cut_off(self) -> None:
         self._connection = None
+
+
+def reset_on_close(transport: asyncio.Transport) -> None:
+    """Let the next close of this connection be a reset."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

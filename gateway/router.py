@@ -19,14 +19,16 @@ class BoundRoute:
     """One route with everything that an exchange on it needs, made once per configuration.
 
     ``clocks``: first byte and stall in seconds. ``request_drop``: lower-case names that are not
-    sent on; ``request_lines``: fields that are added, as bytes. ``rewrite``: target to target.
-    ``debug``: answers tell what became of the exchange here.
+    sent on; ``request_lines``: fields that are added, as bytes. ``host``: what replaces
+    the client's. ``rewrite``: target to target. ``debug``: answers tell what became of the
+    exchange here.
     """
 
     __slots__ = (
         "clocks",
         "cluster",
         "debug",
+        "host",
         "name",
         "replayable",
         "request_drop",
@@ -51,6 +53,7 @@ class BoundRoute:
         self.service: Service[Exchange, Outcome]
         self.request_drop: frozenset[bytes] = frozenset()
         self.request_lines = b""
+        self.host = b""
         self.rewrite: Callable[[bytes], bytes] | None = None
         if config is not None:
             self._edits(config)
@@ -58,6 +61,7 @@ class BoundRoute:
     def _edits(self, config: Route) -> None:
         fields = {name.lower(): each.value for name, each in config.request_headers.set.items()}
         removed = {name.lower() for name in config.request_headers.remove}
+        self.host = fields.pop("host", "").encode()
         self.request_drop = frozenset(name.encode() for name in removed | set(fields))
         self.request_lines = b"".join(
             b"%b: %b\r\n" % (name.encode(), value.encode("latin-1"))

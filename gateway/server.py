@@ -21,7 +21,7 @@ from gateway.acceptor import Acceptor
 from gateway.clock import LoopClock
 from gateway.config import Config, Listener
 from gateway.downstream import Downstream
-from gateway.listeners import Bound, bind, connection_limit
+from gateway.listeners import Bound, bind
 from gateway.membership import Membership
 from gateway.telemetry import Telemetry
 from gateway.tls import CertificateFiles, Poll, ServerTls
@@ -70,10 +70,7 @@ class Server:
         self.seams = Seams(self.clock, self.rng, loop, self.telemetry)
         self.memberships = self._members(self.config)
         self.wiring = self._wire(self.config, None)
-        connections = connection_limit(self.config.limits.connections)
-        self.acceptor = Acceptor(
-            self.wiring, self.telemetry, self.clock, self.rng, loop, connections
-        )
+        self.acceptor = Acceptor(self.wiring, self.telemetry, self.clock, self.rng, loop)
         try:
             for listener in self.config.listen:
                 await self._bind(listener)
@@ -177,10 +174,15 @@ class Server:
         return await asyncio.to_thread(load, self.path)
 
     async def _swap(self, config: Config) -> None:
+        if self._draining is not None:
+            raise ValueError("draining: what comes next is another process")
         old = self.memberships
-        # Everything that can fail comes first, and touches nothing that is in use.
-        memberships = self._members(config, old)
+        # Everything that can fail comes first, and what it touched is put right if it does.
+        memberships: dict[str, Membership] = {}
+        for membership in old.values():
+            await membership.names.stop()  # no change of addresses in the middle of this
         try:
+            memberships = self._members(config, old)
             wiring = self._wire(config, self.wiring, memberships)
             secured = self._secured(config)
             added = [each for each in config.listen if each.address not in self._bound]
@@ -191,6 +193,7 @@ class Server:
                 membership.retire(old.get(name))
             for membership in old.values():
                 membership.claim()
+                membership.names.start()
             self._close_listeners_but(self.config)
             raise
         if _admin_addresses(config) != _admin_addresses(self.config):
@@ -213,7 +216,9 @@ class Server:
     ) -> dict[str, Membership]:
         old = old or {}
         return {
-            name: Membership(name, each, self.clock, self.rng, self.loop, old.get(name))
+            name: Membership(
+                name, each, config.limits, self.clock, self.rng, self.loop, old.get(name)
+            )
             for name, each in config.clusters.items()
         }
 
@@ -296,6 +301,14 @@ class Server:
                     log.error("certificates not reloaded, the old ones stay: %s", files.error)
 
 
+def shown(address: tuple[str, int] | str) -> str:
+    """An address as it is written in a configuration."""
+    if isinstance(address, str):
+        return f"unix:{address}"
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"{host}:{address[1]}"
+
+
 def _admin_addresses(config: Config) -> tuple[str | None, str | None]:
     return (config.admin.listen, config.admin.probes) if config.admin else (None, None)
 
@@ -314,10 +327,13 @@ async def serve(config: Config, path: Path | None) -> int:
 
     server = Server(config, path)
     await server.start()
+    try:
+        await server.start_admin()
+    except OSError:
+        await server.stop()
+        raise
     for address in server.addresses:
-        shown = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-        print(f"listening on {shown}", flush=True)
-    await server.start_admin()
+        print(f"listening on {shown(address)}", flush=True)
     server.watch_file()
     now = asyncio.Event()
 

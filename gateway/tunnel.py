@@ -43,23 +43,27 @@ class Tunnel:
         finally:
             self._alarm.cancel()
             self.downstream.tunnel = self.upstream.tunnel = None
-            # Both transports still deliver what was written to them before they close.
-            self.upstream.transport.close()
-            self.downstream.transport.close()
+            # Both still deliver what was written to them, within the grace: a side that does not
+            # read would otherwise keep its place for ever.
+            for side in (self.upstream.transport, self.downstream.transport):
+                side.close()
+                self._clock.call_at(self._clock.now() + GRACE_S, side.abort)
         return Outcome(Kind.OK, status, self._reason)
 
     def from_downstream(self, data: bytes) -> None:
         self._last = self._clock.now()
-        self.upstream.transport.write(data)
+        if not self.closed.done():
+            self.upstream.transport.write(data)
 
     def from_upstream(self, data: bytes) -> None:
         self._last = self._clock.now()
-        self.downstream.transport.write(data)
+        if not self.closed.done():
+            self.downstream.transport.write(data)
 
     def half_closed(self, by_downstream: bool) -> bool:
         """One side will send no more. Returns whether its transport should stay open."""
         other = self.upstream if by_downstream else self.downstream
-        if self._half_closed or not other.transport.can_write_eof():
+        if self.closed.done() or self._half_closed or not other.transport.can_write_eof():
             self.lost()
             return False
         self._half_closed = True

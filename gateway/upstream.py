@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from gateway.pool import Pool
     from gateway.tunnel import Tunnel
 
-HEAD_BYTES = 64 * 1024
-HEADERS = 100
 INTERIM = 16
 """1xx responses that one answer may begin with."""
 
@@ -35,6 +33,7 @@ class UpstreamConnection(asyncio.Protocol):
         "call",
         "closed",
         "counted",
+        "eof",
         "head",
         "idle_since",
         "pool",
@@ -50,7 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.call: Call | None = None
         self.tunnel: Tunnel | None = None
         self.closed = False
-        self.counted = False
+        self.counted = self.eof = False
         self.reused = False
         self.idle_since = 0.0
         self.head: wire.ResponseHead | None = None
@@ -72,21 +71,22 @@ class UpstreamConnection(asyncio.Protocol):
         call = self.call
         if call is not None:
             self.call = None
-            self._ended(call)
+            self._ended(call, exc)
 
     def _out_of_time(self) -> None:
         if self.call is not None:
             self.call.out_of_time()
 
     def eof_received(self) -> bool:
+        self.eof = True
         if self.tunnel is not None:
             return self.tunnel.half_closed(by_downstream=False)
         return False
 
-    def _ended(self, call: "Call") -> None:
-        """The upstream closed while an answer was due."""
+    def _ended(self, call: "Call", exc: Exception | None) -> None:
+        """The upstream closed while an answer was due. Only a clean close ends a body."""
         head = self.head
-        if head is not None and head.length == -1:
+        if head is not None and head.length == -1 and exc is None and self.eof:
             call.ended(b"", [], self.pool.clock.now())
         elif head is None:
             call.failed(Reason.UPSTREAM_RESET, "closed before the answer")
@@ -149,16 +149,16 @@ class UpstreamConnection(asyncio.Protocol):
         if end < 0:
             if pending is None:
                 pending = self._pending = bytearray(data)
-            if len(pending) > HEAD_BYTES:
+            if len(pending) > self.pool.head_bytes:
                 wire.broken("head too large")
             wire.check_partial_response(pending, len(pending) - len(data))
             return
-        if end > HEAD_BYTES:
+        if end > self.pool.head_bytes:
             wire.broken("head too large")
         if pending is not None:
             data = bytes(pending)
             self._pending = None
-        head = wire.parse_response(data[: end + 4], method=call.method, headers=HEADERS)
+        head = wire.parse_response(data[: end + 4], method=call.method, headers=self.pool.headers)
         self._begin(call, head, data[end + 4 :])
 
     def _begin(self, call: "Call", head: wire.ResponseHead, rest: bytes) -> None:
@@ -228,7 +228,9 @@ class UpstreamConnection(asyncio.Protocol):
         now = self.pool.clock.now()
         # The connection goes back before the exchange ends, so that what the client sends next
         # finds it there.
-        if head.keep and not rest and call.request_sent and not self.closed:
+        # With bytes of the request unsent it would begin the next one write-paused, or late.
+        usable = head.keep and not rest and call.request_sent and not self.closed
+        if usable and not self.transport.get_write_buffer_size():
             self.pool.put(self, now)
         else:
             self.close()

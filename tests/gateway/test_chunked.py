@@ -72,6 +72,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @given(mutated(), st.lists(st.integers(0, 1000), max_size=4))
 @example(b"5 ;a\r\nhello\r\n0\r\n\r\n", [])
+@example(b"5; a=b\r\nhello\r\n0\r\n\r\n", [])
 @example(b"0x5\r\nhello\r\n0\r\n\r\n", [])
 def test_what_is_accepted_llhttp_reads_the_same_way(data: bytes, cuts: list[int]) -> None:
     try:
