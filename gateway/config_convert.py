@@ -158,7 +158,7 @@ class Converter:
         if isinstance(value, Scalar) and any(
             _near(key.text, secret) for secret in ("token", "authorization")
         ):
-            self.problems.hide(value.text)
+            self.problems.hide(value.text, value.mark)
         place = f" in {_spelled(path)}" if path else ""
         self.error((*path, key.text), key.mark, f"unknown key {short(key.text)}{place}", hint)
 
@@ -205,7 +205,7 @@ class Converter:
         if not written.startswith("file:"):
             literal = _REFERENCE.sub("", written)
             if literal:
-                self.problems.hide(literal if literal != written else written)
+                self.problems.hide(literal, node.mark)
         expanded = self._expand(node, path)
         if expanded is None:
             return INVALID

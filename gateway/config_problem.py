@@ -20,6 +20,7 @@ _SECRET = re.compile(
     r"""(?i)((?:token|authorization|api[-_]?key|secret|password)["']?\s*:\s+)"""
     r"""(?!["']?(?:file:|\$\{))("[^"]*"?|'[^']*'?|[^,}\]#]+)"""
 )
+_TELLING = 8
 _SHOWN = 160
 # Bounds on what a file of nothing but errors can make us print.
 _MOST = 500
@@ -69,6 +70,7 @@ class Problems:
         self.file = file
         self.lines = _LINE_BREAK.split(text) if text else []
         self._secrets: list[str] = []
+        self._short: dict[int, list[tuple[int, str]]] = {}
         self._found: dict[tuple[int, int, str], Problem] = {}
         self._left_out = 0
 
@@ -78,9 +80,16 @@ class Problems:
     def warning(self, mark: Mark, message: str, hint: str = "") -> None:
         self._add(mark, message, hint, "warning")
 
-    def hide(self, secret: str) -> None:
-        """Never show this text as part of a source line."""
-        self._secrets += [piece for piece in _LINE_BREAK.split(secret) if piece.strip()]
+    def hide(self, secret: str, mark: Mark) -> None:
+        """Never show this text as part of a source line.
+
+        One of some length is hidden wherever it stands; a short one only where it was written,
+        because masking ``a`` everywhere would hide the file and tell where else an ``a`` stands.
+        """
+        pieces = [piece for piece in _LINE_BREAK.split(secret) if piece.strip()]
+        self._secrets += [piece for piece in pieces if len(piece) >= _TELLING]
+        short = [piece for piece in pieces if len(piece) < _TELLING]
+        self._short.setdefault(mark.line, []).extend((mark.column - 1, piece) for piece in short)
 
     def line(self, number: int) -> str:
         return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
@@ -122,6 +131,8 @@ class Problems:
         if len(line) > _LONGEST:
             return ""
         line = _SECRET.sub(lambda found: found[1] + "*" * len(found[2]), line)
+        for start, secret in self._short.get(number, ()):
+            line = line[:start] + line[start:].replace(secret, "*" * len(secret), 1)
         for secret in self._secrets:
             line = line.replace(secret, "*" * len(secret))
         # A file can be hostile to the terminal that shows it.
