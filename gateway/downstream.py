@@ -281,7 +281,7 @@ class Downstream(asyncio.Protocol):
         peer, now = (self.client, self.trusted, self.secure), acceptor.clock.now()
         self.exchange = exchange = Exchange(request, body, responder, *peer, now, upgrade)
         acceptor.name(exchange)
-        self._task = acceptor.loop.create_task(self._run(exchange))
+        self._task = acceptor.loop.create_task(self._run(exchange), name="exchange")
 
     async def _run(self, exchange: Exchange) -> None:
         try:
