@@ -97,16 +97,16 @@ def test_any_pieces_of_a_head_give_the_same_verdict(head: bytes, data: st.DataOb
         return
     try:
         whole: object = parse(head[: head.find(b"\r\n\r\n") + 4]).fields
-    except Reject as reject:
-        whole = reject.reason
+    except Reject:
+        whole = "refused"
     buffer = HeadBuffer(target_bytes=8190, head_bytes=65536)
     cut = data.draw(st.integers(1, len(head) - 1))
     try:
         result = buffer.add(head[:cut]) or buffer.add(head[cut:])
         assert result is not None
         pieces: object = parse(result[0]).fields
-    except Reject as reject:
-        pieces = reject.reason
+    except Reject:
+        pieces = "refused"  # of two things wrong, another may be met first
     assert pieces == whole
 
 
