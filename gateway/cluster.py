@@ -1,6 +1,5 @@
 """A cluster: its endpoints, who of them may be chosen, and one attempt at the chosen one."""
 
-import asyncio
 from random import Random
 from typing import cast
 
@@ -8,6 +7,7 @@ from filters.api import Attempt, Clock, Kind, Outcome, Reason
 from gateway import config
 from gateway.balancer import Balancer
 from gateway.endpoint import Endpoint
+from gateway.health import usable
 
 _IGNORED = Outcome(Kind.IGNORED)
 LOAD_STATUSES = (429, 503)
@@ -61,7 +61,8 @@ class Cluster:
     def refresh(self) -> None:
         """Work out again who may be chosen. If every check fails, the checks are doubted."""
         everyone = list(self.endpoints.values())
-        self._candidates = [each for each in everyone if each.healthy] or everyone
+        flags = usable([each.healthy for each in everyone])
+        self._candidates = [each for each, ok in zip(everyone, flags, strict=True) if ok]
 
     def choose(self, attempt: Attempt) -> Endpoint | None:
         """An endpoint for this attempt: one that was not tried yet, if there is one."""
@@ -116,10 +117,3 @@ def retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:
         if name.lower() == b"retry-after" and value.isdigit() and len(value) < 10:
             return float(value)
     return None
-
-
-async def cancelled(task: "asyncio.Task[None] | None") -> None:
-    """End a background task and wait until it has."""
-    if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

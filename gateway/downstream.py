@@ -305,7 +305,7 @@ class Downstream(asyncio.Protocol):
         if tunnelled:
             self.transport.close()
         elif not responder.finished:
-            self.transport.abort()
+            self.abort()
         elif not body.complete or self.closing or self.acceptor.draining:
             self._linger()
         else:

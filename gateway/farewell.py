@@ -34,7 +34,7 @@ class Farewell:
     def received(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            self._connection.transport.abort()
+            self._connection.abort()
 
     def out_of_time(self) -> None:
         connection = self._connection

@@ -11,7 +11,6 @@ operator. HTTP/1.1 is the only protocol offered, TLS 1.2 the least accepted.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -137,22 +136,6 @@ class UpstreamTls(CertificateFiles):
         if self._config.cert is not None:
             context.load_cert_chain(self._config.cert, self._config.key, password=_no_password)
         return context
-
-
-def peer_name(certificate: Mapping[str, Any] | None) -> str | None:
-    """Who a verified peer is, from ``get_extra_info("peercert")``: its SPIFFE or other URI, its
-    DNS name, else its common name. None without a verified certificate."""
-    if not certificate:
-        return None
-    names = dict(reversed(certificate.get("subjectAltName", ())))
-    for kind in ("URI", "DNS"):
-        if kind in names:
-            return str(names[kind])
-    for part in certificate.get("subject", ()):
-        for key, value in part:
-            if key == "commonName":
-                return str(value)
-    return None
 
 
 def _harden(context: ssl.SSLContext) -> None:
