@@ -122,9 +122,8 @@ async def test_an_early_answer_reaches_a_client_that_is_still_sending(framing: s
 
 
 async def test_refusals_of_head_requests_have_no_body() -> None:
-    async with Origin() as origin:
-        url = origin.url
-    async with gateway(url) as g, g.client() as client:
+    # Not a port that was just closed: the gateway's own listener may be given that one.
+    async with gateway("http://127.0.0.1:1") as g, g.client() as client:
         for _ in range(3):
             await client.send(b"HEAD" + get()[3:])
             response = await client.response(b"HEAD")
