@@ -78,6 +78,15 @@ class Budget:
             self._roll(int(now))
         return self.config.ratio * self._sum_requests + self._reserve - self._sum_spent
 
+    def describe(self, now: float) -> dict[str, object]:
+        """For the admin page; all but ``balance`` are counts of the last ``WINDOW`` seconds."""
+        return {
+            "balance": self.balance(now),
+            "requests": self._sum_requests,
+            "spent": self._sum_spent,
+            "hedges": self._sum_hedged,
+        }
+
     def _roll(self, second: int) -> None:
         """Forget the seconds that left the window. The clock is monotonic: never backwards."""
         for gone in range(max(self._second + 1, second - WINDOW + 1), second + 1):

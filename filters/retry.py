@@ -31,7 +31,7 @@ BASE = 0.025
 CAP = 0.25
 """Seconds of the first and of the longest backoff; Envoy's values."""
 PATIENCE = 1.0
-"""The longest Retry-After, in seconds, that is waited here; a longer one is the client's to wait,
+"""The longest push-back, in seconds, that is waited out here; a longer one is the client's to wait,
 which can do so without holding a connection and a place in our memory."""
 DEADLY = 2
 """Resets after a complete send that make a body suspect: one can be the server's own trouble."""
@@ -102,13 +102,22 @@ class Policy:
         self._resets: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
     def decide(
-        self, exchange: Exchange, outcome: Outcome, number: int, now: float, rng: Random
+        self,
+        exchange: Exchange,
+        outcome: Outcome,
+        number: int,
+        now: float,
+        rng: Random,
+        earliest: float | None = None,
     ) -> float | Stop:
         """Seconds to wait before attempt ``number + 1``, or why there is none.
 
-        A request none of whose bytes were sent is replayable whatever it is. The backoff is full
-        jitter, uniform in [0, min(CAP, BASE * 2^(number-1))), so that the clients of one broken
-        server do not come back together; the upstream's Retry-After is waited before it.
+        ``earliest`` is when an endpoint takes a retry: what one of them told another exchange to
+        wait holds here too, and what this one was told does not hold elsewhere. None: unknown, so
+        the Retry-After of ``outcome`` is waited. A request none of whose bytes were sent is
+        replayable whatever it is. The backoff is full jitter, uniform in
+        [0, min(CAP, BASE * 2^(number-1))), so that the clients of one broken server do not come
+        back together; push-back is waited out before it.
         O(1) for an outcome that is final; a failure may hash and read the kept body once.
         """
         if not self.matches(outcome):
@@ -126,11 +135,10 @@ class Policy:
                 return Stop.UNSAFE
             if self._poisonous(exchange, now):
                 return Stop.POISON
-        delay = rng.random() * min(CAP, BASE * (1 << (number - 1)))
-        if outcome.retry_after is not None:
-            if not outcome.retry_after <= PATIENCE:
-                return Stop.RETRY_AFTER
-            delay += max(0.0, outcome.retry_after)
+        wait = outcome.retry_after or 0.0 if earliest is None else earliest - now
+        if not wait <= PATIENCE:
+            return Stop.RETRY_AFTER
+        delay = max(0.0, wait) + rng.random() * min(CAP, BASE * (1 << (number - 1)))
         if exchange.deadline is not None and now + delay >= exchange.deadline:
             return Stop.DEADLINE
         return delay
@@ -222,10 +230,13 @@ def _has_sequence(exchange: Exchange) -> bool:
 class Retry:
     """The outermost attempt filter: it sees a hedged group's final outcome.
 
-    ``retries``, ``refused`` (by the budget) and ``poison`` are read by the metrics.
+    ``retry_at``: when, at the earliest, a retry may go somewhere, given the time now.
+    ``retries``, ``refused`` (by the budget), ``poison`` and ``stopped`` (failures that were not
+    retried, by reason) are read by the metrics.
     """
 
-    __slots__ = ("_budget", "_clock", "_rng", "_sleep", "poison", "policy", "refused", "retries")
+    __slots__ = ("_budget", "_clock", "_retry_at", "_rng", "_sleep", "policy", "refused",
+                 "retries", "stopped")  # fmt: skip
 
     def __init__(
         self,
@@ -234,17 +245,33 @@ class Retry:
         clock: Clock,
         rng: Random,
         sleep: Callable[[float], Awaitable[object]] = sleep,
+        *,
+        retry_at: Callable[[float], float] | None = None,
     ) -> None:
         self.policy = policy
         self._budget = budget
         self._clock = clock
         self._rng = rng
         self._sleep = sleep
-        self.retries = self.refused = self.poison = 0
+        self._retry_at = retry_at
+        self.retries = self.refused = 0
+        self.stopped = dict.fromkeys(Stop, 0)
 
-    def count_on(self, before: Retry) -> None:
-        """Take over the counts of the filter that a reload replaces."""
-        self.retries, self.refused, self.poison = before.retries, before.refused, before.poison
+    @property
+    def poison(self) -> int:
+        return self.stopped[Stop.POISON]
+
+    def take_over(self, before: Retry) -> None:
+        """Adopt the counts of the filter that a reload replaces."""
+        self.retries, self.refused, self.stopped = before.retries, before.refused, before.stopped
+
+    def describe(self, now: float) -> dict[str, object]:
+        """``stopped`` counts failures that would have been retried but for this."""
+        return {
+            "retries": self.retries,
+            "refused_by_budget": self.refused,
+            "stopped": {each.value: n for each, n in self.stopped.items() if n},
+        }
 
     async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
         exchange = attempt.exchange
@@ -255,15 +282,16 @@ class Retry:
                 return outcome
             now = self._clock.now()
             try:
-                verdict = self.policy.decide(exchange, outcome, attempt.number, now, self._rng)
+                at = None if self._retry_at is None else self._retry_at(now)
+                verdict = self.policy.decide(exchange, outcome, attempt.number, now, self._rng, at)
             except BaseException:
                 outcome.discard()  # whatever it is must not keep a permit
                 raise
             if isinstance(verdict, Stop):
-                if verdict is Stop.POISON:
-                    self.poison += 1
-                    if outcome.answer is None:  # say so, that the client does not retry it either
-                        return Outcome(Kind.FAILED, 0, Reason.POISON, detail=outcome.detail)
+                self.stopped[verdict] += 1
+                if verdict is Stop.POISON and outcome.answer is None:
+                    # Say so, that the client does not retry it either.
+                    return Outcome(Kind.FAILED, 0, Reason.POISON, detail=outcome.detail)
                 return outcome
             if not self._budget.withdraw(now, "retry"):
                 self.refused += 1

@@ -14,7 +14,15 @@ Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "size"})]
 """Bytes; written ``64KiB``, ``1MiB``."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1, extra={"unit": "share"})]
 """From 0 to 1; written ``5%``."""
+Quantile = Annotated[float, msgspec.Meta(ge=0.5, le=0.999, extra={"unit": "quantile"})]
+"""From 0.5 to 0.999; written ``p95``, ``p99.9``."""
+Rate = Annotated[float, msgspec.Meta(gt=0, extra={"unit": "rate"})]
+"""Per second; written ``100/s``, ``600/m``, ``1000/h``, ``1/d``."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
+HeaderName = Annotated[str, msgspec.Meta(extra={"unit": "header"})]
+"""A header's name, in lower case once loaded."""
+HashKey = Annotated[str, msgspec.Meta(extra={"unit": "hash_key"})]
+"""Whom requests are told apart by: ``header:NAME``; without the header, the client's address."""
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -120,7 +120,8 @@ class Acceptor:
         if given and len(given) <= _ID_LONGEST and _ID_BYTES.issuperset(given):
             exchange.request_id = given
         else:
-            exchange.request_id = self.next_id()
+            self._id_count = count = self._id_count + 1
+            exchange.request_id = self._id_prefix + b"%x" % count
 
     def next_id(self) -> bytes:
         self._id_count += 1
@@ -136,7 +137,8 @@ class Acceptor:
             self.telemetry.refused(reject, status, connection.client, request_id)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"connection", b"close"))
-        return status_line(status) + lines_of(headers) + b"\r\n" + body
+        lines = lines_of(headers) + (b"" if exchange is None else exchange.lines)
+        return status_line(status) + lines + b"\r\n" + body
 
     def exchanges(self) -> Iterator[Exchange]:
         """Those under way."""

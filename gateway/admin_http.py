@@ -12,10 +12,13 @@ from aiohttp import web
 
 from gateway import admin_views, exposition
 from gateway.admin_rules import Asked, Listening, Refusal, judge
+from gateway.collect import collect
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
+    from gateway.endpoint import Endpoint
+    from gateway.membership import Membership
     from gateway.server import Server
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,6 +42,10 @@ class Pages:
         app.router.add_get("/", self._index)
         app.router.add_get("/config", self._config)
         app.router.add_get("/clusters", self._clusters)
+        app.router.add_get("/filters", self._filters)
+        # An address may be a path: unix sockets are named by theirs, percent-encoded or not.
+        app.router.add_post("/clusters/{cluster}/endpoints/{endpoint:.+}/eject", self._eject)
+        app.router.add_post("/clusters/{cluster}/endpoints/{endpoint:.+}/restore", self._restore)
         app.router.add_post("/drain", self._drain)
         app.router.add_post("/reload", self._reload)
         return self._runner(app)
@@ -101,7 +108,7 @@ class Pages:
         return _json(admin_views.readiness(self._server), 200 if self._server.ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        families = exposition.collect(self._server)
+        families = collect(self._server)
         text = await asyncio.to_thread(exposition.render, families)
         return web.Response(body=text, headers={"Content-Type": METRICS_TYPE})
 
@@ -110,6 +117,31 @@ class Pages:
 
     async def _clusters(self, request: web.Request) -> web.Response:
         return _json(admin_views.clusters(self._server))
+
+    async def _filters(self, request: web.Request) -> web.Response:
+        return _json(admin_views.filters(self._server))
+
+    async def _eject(self, request: web.Request) -> web.Response:
+        membership, endpoint = self._named(request)
+        refusal = membership.cluster.eject(endpoint, "by an operator")
+        if refusal:
+            return _error(409, "not_ejected", refusal)
+        return _json(admin_views.endpoint(endpoint, membership, self._server.clock.now()))
+
+    async def _restore(self, request: web.Request) -> web.Response:
+        membership, endpoint = self._named(request)
+        membership.cluster.restore(endpoint)
+        return _json(admin_views.endpoint(endpoint, membership, self._server.clock.now()))
+
+    def _named(self, request: web.Request) -> tuple[Membership, Endpoint]:
+        """What the path names. Raises HTTPNotFound."""
+        membership = self._server.memberships.get(request.match_info["cluster"])
+        if membership is None:
+            raise web.HTTPNotFound(reason="there is no such cluster, see /clusters")
+        endpoint = membership.cluster.endpoints.get(request.match_info["endpoint"])
+        if endpoint is None:
+            raise web.HTTPNotFound(reason="there is no such endpoint, see /clusters")
+        return membership, endpoint
 
     async def _drain(self, request: web.Request) -> web.Response:
         draining = self._server.drain()

@@ -77,6 +77,17 @@ class Load:
             seconds += (self._latency - seconds) * old
         self._latency = seconds
 
+    def push_back(self, now: float) -> None:
+        """An attempt was turned away. Nothing in flight then does not mean that time heals: what
+        was estimated is held until it is asked for less."""
+        self._latency = self.latency(now)
+        self._failing = self.failing(now)
+        self._stamp = now
+
+    def pardon(self) -> None:
+        """Forget latency and failures: they are of a time that is over."""
+        self._latency = self._failing = 0.0
+
     def latency(self, now: float) -> float:
         """Estimated seconds to an answer's head; 0 when not known. Reading changes nothing."""
         return self._latency * self._freshness(now)

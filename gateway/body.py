@@ -9,7 +9,8 @@ what users of other proxies find out the hard way.
 import hashlib
 from typing import Protocol
 
-from filters.api import Flow, Headers
+from filters.api import Headers
+from filters.seams import Flow
 
 
 class BodySink(Protocol):
@@ -44,6 +45,7 @@ class RequestBody:
     """One body. ``length`` as declared: bytes, None when chunked. O(1) per piece."""
 
     __slots__ = (
+        "_held",
         "_kept_bytes",
         "_pieces",
         "_sink",
@@ -69,12 +71,15 @@ class RequestBody:
         self.trailers: Headers = []
         self._pieces: list[bytes] = []
         self._kept_bytes = 0
+        self._held = False
         self._store = store
         self._source = source
         self._sink: BodySink | None = None
         if whole:
             self.complete = True
-            self.feed(whole)
+            self.received = self._kept_bytes = size = len(whole)
+            self._pieces.append(whole)
+            store.held += size
 
     # -- the client's side
 
@@ -139,6 +144,12 @@ class RequestBody:
         """The whole body when it is here and kept, else None."""
         return b"".join(self._pieces) if self.complete and self.replayable else None
 
+    def hold(self) -> bool:
+        """Keep the whole body to the end of the exchange, whatever all bodies together hold: an
+        attempt that still waits for its connection must find it. False when it is not here."""
+        self._held = self._held or (self.complete and self.replayable)
+        return self._held
+
     def fingerprint(self) -> bytes | None:
         whole = self.peek()
         return None if whole is None else hashlib.blake2b(whole, digest_size=16).digest()
@@ -146,11 +157,13 @@ class RequestBody:
     def release(self) -> None:
         """The exchange is over: give the kept bytes back."""
         self._sink = None
-        self._forget()
+        if self._kept_bytes:
+            self._forget()
 
     def _too_large(self) -> bool:
         store = self._store
-        return self._kept_bytes > store.body_bytes or store.held > store.total_bytes
+        too_large = self._kept_bytes > store.body_bytes or store.held > store.total_bytes
+        return too_large and not self._held
 
     def _stop_keeping(self) -> None:
         """From here on the body streams through, and only this attempt can have it."""
@@ -160,7 +173,6 @@ class RequestBody:
         self._forget()
 
     def _forget(self) -> None:
-        if self._kept_bytes:
-            self._store.held -= self._kept_bytes
-            self._kept_bytes = 0
-            self._pieces = []
+        self._store.held -= self._kept_bytes
+        self._kept_bytes = 0
+        self._pieces = []

@@ -7,7 +7,7 @@ are here, both on one timer.
 import asyncio
 from typing import TYPE_CHECKING
 
-from filters.api import Clock, Exchange, Headers, Kind, Outcome, Reason
+from filters.api import FAILED, OK, Clock, Exchange, Headers, Kind, Outcome, Reason
 from gateway import wire
 from gateway.chunked import encode, encode_end
 from gateway.fields import pairs
@@ -30,6 +30,7 @@ class Call:
     """
 
     __slots__ = (
+        "_begun",
         "_chunked",
         "_clock",
         "_connection",
@@ -60,6 +61,7 @@ class Call:
         exchange: Exchange,
         clock: Clock,
         failure: "asyncio.Future[tuple[Reason, str] | None]",
+        now: float,
     ) -> None:
         self._connection: UpstreamConnection | None = connection
         self._exchange = exchange
@@ -73,6 +75,7 @@ class Call:
         self._ended: Headers | None = None
         self._sink: Responder | None = None
         self._result: asyncio.Future[Outcome] | None = None
+        self._begun: asyncio.Future[None] | None = None
         self._chunked = exchange.request.length is None
         self.method = exchange.request.method
         self.upgrade = exchange.upgrade
@@ -84,7 +87,7 @@ class Call:
         self.request_sent = False
         # The connection's own: exchange after exchange only moves it later, which costs nothing.
         self._timer = connection.timer
-        self._timer.set(clock.now() + self._first_byte_s)
+        self._timer.set(now + self._first_byte_s)
 
     # -- the request --------------------------------------------------------------------------
 
@@ -139,6 +142,8 @@ class Call:
         now = self._clock.now()
         if self.first_byte is None:
             self.first_byte = now
+            if self._begun is not None:
+                self._wake()
             self._timer.set(now + self._stall_s)
         else:
             self._timer.due = now + self._stall_s
@@ -156,6 +161,8 @@ class Call:
         self.body.detach(self)
         if self.first_byte is None:
             self.first_byte = now
+            if self._begun is not None:
+                self._wake()
         sink = self._sink
         if sink is None:
             if data:
@@ -163,7 +170,7 @@ class Call:
             self._ended = trailers
             return
         sink.finish(data, trailers)
-        self._settle(Kind.OK, None)
+        self._settle(OK, None)
 
     def failed(self, reason: Reason, detail: str) -> None:
         self._timer.clear()
@@ -174,7 +181,8 @@ class Call:
                 self.failure.set_result((reason, detail))
             else:
                 self._pieces.clear()
-                self._settle(Kind.FAILED, reason)
+                self._settle(Kind.FAILED, reason, detail)
+                self._wake()
             return
         self._settle(Kind.FAILED, reason)
 
@@ -186,9 +194,14 @@ class Call:
         if not self.failure.done():
             self.failure.set_result(None)
 
-    def _settle(self, kind: Kind, reason: Reason | None) -> None:
+    def _wake(self) -> None:
+        """Whoever waits for the body may look again."""
+        if self._begun is not None and not self._begun.done():
+            self._begun.set_result(None)
+
+    def _settle(self, kind: Kind, reason: Reason | None, detail: str = "") -> None:
         result = self._result
-        outcome = Outcome(kind, self.status, reason)
+        outcome = Outcome(kind, self.status, reason, detail=detail)
         if result is None:
             result = self._result = asyncio.get_running_loop().create_future()
         if not result.done():
@@ -204,6 +217,26 @@ class Call:
     def headers(self) -> Headers:
         return [] if self.head is None else pairs(self.head.fields)
 
+    @property
+    def empty(self) -> bool:
+        return self._ended is not None and not self._pieces
+
+    async def body_begun(self) -> Outcome | None:
+        if self.first_byte is None and self._result is None:
+            self._begun = asyncio.get_running_loop().create_future()
+            try:
+                await self._begun
+            finally:
+                self._begun = None
+        if self._result is None:
+            return None
+        broken = self._result.result()
+        broken.complete = self.request_sent
+        if broken.reason is Reason.UPSTREAM_TRUNCATED:
+            # Nothing of it was passed on, so for whoever decides on a retry it never began.
+            broken.reason = Reason.UPSTREAM_RESET
+        return broken
+
     async def relay(self, exchange: Exchange) -> Outcome:
         head = self.head
         assert head is not None
@@ -212,18 +245,20 @@ class Call:
             return await self._tunnel(downstream)
         if self._result is not None:  # it broke between the head and now
             return self._result.result()
-        declared = head.index.get(b"content-length")
-        length = None if declared is None else int(declared)
+        length = head.length
+        if length is not None and length <= 0:  # without a body, or up to the close
+            declared = head.index.get(b"content-length")
+            length = None if declared is None else int(declared)
         exchange.first_byte = self.first_byte
         # THE COMMIT POINT: from here on the client has seen an answer, and no other can begin.
-        lines = answer_lines(head, exchange.request_id)
+        lines = answer_lines(head, exchange.request_id, exchange.lines)
         if exchange.route.debug:
             lines += debug_lines(exchange)
         downstream.start(head.status, lines, length)
         if self._ended is not None:
             pieces = self._pieces
             downstream.finish(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._ended)
-            return Outcome(Kind.OK, head.status)
+            return Outcome(OK, head.status)
         if self._pieces:
             downstream.write(b"".join(self._pieces))
             self._pieces.clear()
@@ -241,7 +276,7 @@ class Call:
         finally:
             downstream.flow(None)
             exchange.first_byte = self.first_byte
-        if outcome.kind is Kind.FAILED:
+        if outcome.kind is FAILED:
             downstream.abort()
         return outcome
 
@@ -251,7 +286,8 @@ class Call:
         assert head is not None
         if upstream.closed:
             return Outcome(Kind.FAILED, 0, Reason.UPSTREAM_RESET)
-        client = downstream.switch(head.status, upgrade_lines(head, self._exchange.request_id))
+        lines = upgrade_lines(head, self._exchange.request_id, self._exchange.lines)
+        client = downstream.switch(head.status, lines)
         if client is None:
             self.discard()
             return Outcome(Kind.IGNORED, head.status)

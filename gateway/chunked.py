@@ -148,12 +148,12 @@ class Decoder:
             self._held = data
             return
         try:
-            fields = parse_lines(data[:end].split(b"\r\n"))
+            fields, _ = parse_lines(data[:end].split(b"\r\n"))
         except BadLineError:
             raise Reject(self._reason, "trailers") from None
         if len(fields) > TRAILERS:
             raise Reject(self._head_reason(), f"more than {TRAILERS} trailers")
-        self.trailers = [(each.name, each.value) for each in fields if may_trail(each.name)]
+        self.trailers = [(name, value) for _, value, name, _ in fields if may_trail(name)]
         self.done, self.rest = True, data[end + 4 :]
 
     def _head_reason(self) -> Reason:

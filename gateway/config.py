@@ -1,22 +1,29 @@
 """The structs of the whole configuration file, with every default and its reason.
 
 Units after loading, whatever was written in the file: durations are float seconds,
-sizes are int bytes, shares (percentages) are floats from 0 to 1. ``None`` means off, and is
-written ``off``. These names are the public contract; ``configs/reference.yaml`` documents each
-of them and ``tests/test_tidy.py`` holds the two together. Bounds stand here, beside the field
-they bound, as ``msgspec.Meta``; how a value is written stands in ``extra={"unit": ...}`` and is
-read by ``config_units.py``. Reading YAML into these structs, with positions for every error,
-is the business of ``config_source.py``. Constructing a struct directly checks nothing.
+sizes are int bytes, shares (percentages) are floats from 0 to 1, rates are floats per second.
+``None`` means off, and is written ``off``. These names are the public contract;
+``configs/reference.yaml`` documents each of them and ``tests/test_tidy.py`` holds the two
+together. Bounds stand here, beside the field they bound, as ``msgspec.Meta``; how a value is
+written stands in ``extra={"unit": ...}`` and is read by ``config_units.py``. Reading YAML into
+these structs, with positions for every error, is the business of ``config_source.py``.
+Constructing a struct directly checks nothing.
 """
 
 from typing import Annotated, Literal
 
 import msgspec
 
+from filters.admission import Config as Admission
 from filters.budget import Config as Budget
 from filters.deadline import Config as Deadline
+from filters.hedge import Config as Hedge
+from filters.load_shed import Config as LoadShed
+from filters.outlier import Config as Outlier
+from filters.priority import Config as Priority
+from filters.rate_limit import Config as RateLimit
 from filters.retry import Config as Retry
-from filters.units import Count, Duration, Share, Size, Struct
+from filters.units import Count, Duration, HashKey, HeaderName, Share, Size, Struct
 
 Address = Annotated[str, msgspec.Meta(extra={"unit": "address"})]
 """Where to listen: ``host:port``, ``[v6]:port`` or ``unix:/path``; port 0 lets the system pick."""
@@ -33,12 +40,8 @@ Name = Annotated[str, msgspec.Meta(extra={"unit": "name"})]
 Host = Annotated[str, msgspec.Meta(extra={"unit": "host"})]
 """A host name without a port, in lower case; ``*.example.com`` is any name below it."""
 UrlPath = Annotated[str, msgspec.Meta(extra={"unit": "path"})]
-HeaderName = Annotated[str, msgspec.Meta(extra={"unit": "header"})]
-"""A header's name, in lower case once loaded."""
 HeaderValue = Annotated[str, msgspec.Meta(extra={"unit": "header_value"})]
 Method = Annotated[str, msgspec.Meta(extra={"unit": "method"})]
-HashKey = Annotated[str, msgspec.Meta(extra={"unit": "hash_key"})]
-"""What consistent hashing looks at: ``header:NAME``; without the header, the client's address."""
 Status = Annotated[int, msgspec.Meta(ge=100, le=599)]
 Wait = Annotated[float, msgspec.Meta(ge=0.001, extra={"unit": "duration"})]
 """A duration that cannot be zero, in seconds."""
@@ -204,12 +207,18 @@ class Cluster(Struct, frozen=True):
     resolve: Annotated[float, msgspec.Meta(ge=0.1, extra={"unit": "duration"})] = 5.0
     tls: UpstreamTls | None = None
     health: Health | None = None
+    outlier: Outlier | None = Outlier()
 
 
 class Filters(Struct, frozen=True):
     """The effective filters of one route: the file's defaults with the route's own laid over."""
 
     deadline: Deadline | None = Deadline()
+    priority: Priority | None = Priority()
+    rate_limit: RateLimit | None = None
+    admission: Admission | None = Admission()
+    load_shed: LoadShed | None = LoadShed()
+    hedge: Hedge | None = None
     retry: Retry | None = Retry()
     budget: Budget = Budget()
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from itertools import pairwise
 
-from gateway.config import Admin, Cluster, Config, Endpoint, Filters, Health, Route
+from gateway.config import Admin, Cluster, Config, Endpoint, Health, Route
 from gateway.config_convert import Converter
 from gateway.config_files import check_files
+from gateway.config_filters import check_filters, sections
 from gateway.config_nodes import Path
 from gateway.config_scalar import suggest
 from gateway.config_units import format_unit
@@ -45,6 +46,7 @@ def check(config: Config, found: Converter) -> None:
     _routes_shadowed(config.routes, found)
     _routes(config, found)
     _telemetry(config, found)
+    check_filters(config, found)
     check_files(config, found)
     _limits(config, found)
     _warnings(config, found)
@@ -184,35 +186,15 @@ def _routes(config: Config, found: Converter) -> None:
             where = (*path, "path") if name == "path" else (*path, "rewrite", "prefix")
             if value and any(mark in value for mark in "?#"):
                 _error(found, where, "routes match the path, not the query")
-    for path, filters in _filters(config):
-        _retry(filters, path, found)
+    for path, filters in sections(config):
+        where = (*path, "priority", "header")
+        named = filters.priority is not None and filters.priority.header
+        if where in found.positions and (named in _FRAMING or named == "host"):
+            _error(found, where, f"the header {named!r} belongs to the connection")
 
 
 def _is_cluster(path: Path) -> bool:
     return len(path) == 2 and path[0] == "clusters"
-
-
-def _filters(config: Config) -> Iterator[tuple[Path, Filters]]:
-    """The file's filters and each route's own, with where they stand."""
-    yield ("filters",), config.filters
-    for index, route in enumerate(config.routes):
-        yield ("routes", index, "filters"), route.filters
-
-
-def _retry(filters: Filters, path: Path, found: Converter) -> None:
-    retry = filters.retry
-    if retry is None:
-        return
-    # What a route inherits is judged where it stands.
-    for index, condition in enumerate(retry.on):
-        where: Path = (*path, "retry", "on", index)
-        failure = not isinstance(condition, int) or 400 <= condition <= 599
-        if not failure and where in found.positions:
-            _error(found, where, f"{condition} is no status of a failure", "from 400 to 599")
-    where = (*path, "retry", "idempotent")
-    if retry.idempotent == "always" and where in found.positions:
-        message = "idempotent: always repeats requests that change something twice"
-        _warn(found, where, message, "auto repeats what is known to be safe")
 
 
 def _routes_shadowed(routes: tuple[Route, ...], found: Converter) -> None:
@@ -294,7 +276,7 @@ def _clocks(config: Config) -> Iterator[tuple[Path, float, str]]:
     for name, cluster in config.clusters.items():
         path: Path = ("clusters", name, "connections", "idle")
         yield path, cluster.connections.idle, "no connection to an endpoint is used twice"
-    for path, filters in _filters(config):
+    for path, filters in sections(config):
         for name in ("default", "max", "first_byte", "stall"):
             if filters.deadline is not None and getattr(filters.deadline, name) is not None:
                 seconds: float = getattr(filters.deadline, name)

@@ -131,7 +131,7 @@ class Converter:
         self, node: Mapping, kind: inspect.StructType, path: Path, base: Any, values: dict[str, Any]
     ) -> Any:
         for each in kind.fields:
-            if not each.required or each.name in values:
+            if not each.required or each.name in values or base is not None:
                 continue
             if node.get(each.name) is None:
                 near = next((key.text for key, _ in node.pairs if _near(key.text, each.name)), "")

@@ -26,6 +26,8 @@ EXPECTED = {
     "duration": "a duration such as 10s",
     "size": "a size such as 64KiB",
     "share": "a share such as 5%",
+    "quantile": "a quantile such as p95",
+    "rate": "a rate such as 100/s",
     "address": "an address such as 127.0.0.1:8080",
     "endpoint": "a URL such as http://127.0.0.1:8000",
     "url": "a URL such as http://127.0.0.1:4318",
@@ -38,6 +40,7 @@ EXPECTED = {
     "header": "a header's name",
     "header_value": "a header's value",
     "hash_key": "header:NAME",
+    "limit_key": "client, route or header:NAME",
 }
 _QUOTABLE = ("", "file", "header", "header_value", "host", "name", "path")
 _MADE = {"bool": "", "int": "the number ", "float": "the number ", "null": "", "date": "the date "}

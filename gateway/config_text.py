@@ -10,7 +10,15 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from gateway.config_units import BadValueError, parse_duration, parse_share, parse_size, short
+from gateway.config_units import (
+    BadValueError,
+    parse_duration,
+    parse_quantile,
+    parse_rate,
+    parse_share,
+    parse_size,
+    short,
+)
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -197,10 +205,24 @@ def parse_hash_key(text: str) -> str:
     return f"header:{parse_header(name)}"
 
 
+def parse_limit_key(text: str) -> str:
+    if text in ("client", "route"):
+        return text
+    kind, colon, name = text.partition(":")
+    if kind != "header" or not colon:
+        hint = "write client, route or header:NAME"
+        if _TOKEN.fullmatch(text) and text.lower() in ("authorization", "x-api-key", "cookie"):
+            hint = f"write header:{text.lower()}"
+        raise BadValueError(f"cannot limit by {short(text)}", hint)
+    return f"header:{parse_header(name)}"
+
+
 PARSERS: dict[str, Callable[[str], str | int | float]] = {
     "duration": parse_duration,
     "size": parse_size,
     "share": parse_share,
+    "quantile": parse_quantile,
+    "rate": parse_rate,
     "address": parse_address,
     "endpoint": parse_endpoint,
     "url": parse_url,
@@ -212,4 +234,5 @@ PARSERS: dict[str, Callable[[str], str | int | float]] = {
     "header": parse_header,
     "header_value": parse_header_value,
     "hash_key": parse_hash_key,
+    "limit_key": parse_limit_key,
 }

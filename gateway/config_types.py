@@ -16,9 +16,7 @@ SHORT_FORM: dict[type, str] = {Listener: "address", Endpoint: "url", Expect: "st
 """Structs that may be written as the value of their one important field."""
 
 # Planned names: a file written for a later version deserves a better answer than "unknown".
-LATER = frozenset(
-    ("priority", "rate_limit", "load_shed", "admission", "hedge", "outlier", "batch", "discovery")
-)
+LATER = frozenset(("batch", "discovery"))
 
 
 class Shape(msgspec.Struct, frozen=True):

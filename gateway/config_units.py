@@ -46,7 +46,15 @@ _LARGEST = 2**60
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{1,60})?", re.ASCII)
 _DURATION = re.compile(r"(\d{1,20}(?:\.\d{1,60})?)(us|ms|s|m|h|d)", re.ASCII)
 _WITH_UNIT = re.compile(r"(\d{1,20}(?:\.\d{1,60})?) ?([A-Za-z]+)", re.ASCII)
+_QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,60})?)", re.ASCII)
 _SHARE = re.compile(r"(\d{1,20}(?:\.\d{1,60})?)(%)?", re.ASCII)
+_RATE = re.compile(r"(\d{1,20}(?:\.\d{1,60})?)/([smhd])", re.ASCII)
+# Also nginx's 10r/s, and 600rpm.
+_RATE_SPELLED = re.compile(
+    r"(\d{1,20}(?:\.\d{1,60})?) ?(?:r|req|requests)? ?(?:/|p|per)? ?([a-z]+)", re.ASCII
+)
+_SLOWEST = Fraction(1, 86400)
+_FASTEST = 10**6
 
 
 def parse_duration(text: str) -> float:
@@ -112,7 +120,40 @@ def parse_share(text: str) -> float:
     return float(share)
 
 
-NUMERIC = ("duration", "size", "share")
+def parse_rate(text: str) -> float:
+    """Per second, written ``100/s``, ``600/m``, ``1000/h`` or ``1/d``."""
+    if _NUMBER.fullmatch(text):
+        raise BadValueError(f"the rate {text} has no unit", f"write {text}/s")
+    match = _RATE.fullmatch(text)
+    if not match:
+        spelled = _RATE_SPELLED.fullmatch(text.lower())
+        unit = spelled and _DURATION_WORDS.get(spelled[2])
+        known = spelled is not None and unit is not None and unit in "smhd"
+        hint = f"write {spelled[1]}/{unit}" if spelled and known else "write 100/s, 600/m or 1000/h"
+        raise BadValueError(f"not a rate: {short(text)}", hint)
+    rate = Fraction(match[1]) / DURATIONS[match[2]]
+    if rate < _SLOWEST:
+        hint = "at least 1/d" if rate else "at least 1/d; off is written rate_limit: off"
+        raise BadValueError(f"the rate {short(text)} is too small", hint)
+    if rate > _FASTEST:
+        raise BadValueError(f"the rate {short(text)} is too large", f"at most {_FASTEST}/s")
+    return float(rate)
+
+
+def parse_quantile(text: str) -> float:
+    """From 0 to 1, written ``p95`` or ``p99.9``."""
+    match = _QUANTILE.fullmatch(text)
+    if match:
+        return float(Fraction(match[1]) / 100)
+    share = _SHARE.fullmatch(text)
+    percent = Fraction(share[1]) if share else Fraction(100)
+    if percent <= 1:
+        percent *= 100
+    hint = f"write p{_plain(percent)}" if percent < 100 else "write p95 or p99.9"
+    raise BadValueError(f"not a quantile: {short(text)}", hint)
+
+
+NUMERIC = ("duration", "size", "share", "rate", "quantile")
 
 
 def format_unit(value: float, unit: str) -> str:
@@ -126,6 +167,10 @@ def format_unit(value: float, unit: str) -> str:
         return f"{int(value) // SIZES[name]}{name}"
     if unit == "share":
         return _plain(exact * 100) + "%"
+    if unit == "rate":
+        return _format_rate(value)
+    if unit == "quantile":
+        return "p" + _plain(exact * 100)
     return repr(value)
 
 
@@ -136,6 +181,14 @@ def _format_duration(seconds: Fraction) -> str:
         if (seconds / DURATIONS[name]).denominator == 1:
             return f"{seconds / DURATIONS[name]}{name}"
     return _plain(seconds) + "s"
+
+
+def _format_rate(rate: float) -> str:
+    for name in "smhd":
+        count = round(rate * DURATIONS[name])
+        if count and float(count / DURATIONS[name]) == rate:
+            return f"{count}/{name}"
+    return _plain(Fraction(Decimal(repr(rate)))) + "/s"
 
 
 def _plain(number: Fraction) -> str:

@@ -19,6 +19,7 @@ from gateway.demo_servers import Fault, ModelServer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from filters.admission import Gate
     from gateway.endpoint import Endpoint
     from gateway.server import Server
 
@@ -55,11 +56,23 @@ class Scene:
     def budget(self) -> float:
         return sum(each.balance(self.now) for each in self.gateway.wiring.budgets.values())
 
+    @property
+    def ejections(self) -> int:
+        return sum(self.gateway.memberships["models"].cluster.outlier.ejections.values())
+
+    @property
+    def gate(self) -> Gate:
+        return self.gateway.wiring.admissions["demo"]
+
 
 def screen(scene: Scene) -> RenderableType:
     """The live picture."""
     return Group(
-        Text(scene.where, style="dim"), _servers(scene), _callers(scene), Text(scene.story, "bold")
+        Text(scene.where, style="dim"),
+        _servers(scene),
+        *_reasons(scene),
+        _callers(scene),
+        Text(scene.story, "bold"),
     )
 
 
@@ -74,13 +87,23 @@ def _servers(scene: Scene) -> Table:
         table.add_row(
             server.name,
             Text(server.fault.value, COLORS[server.fault]),
-            Text(endpoint.state, "green" if endpoint.healthy else "red"),
+            Text(endpoint.state, "green" if endpoint.state == "healthy" else "red"),
             str(endpoint.active),
             f"{endpoint.latency(scene.now) * 1000:.0f} ms",
             str(endpoint.served),
             str(endpoint.failed),
         )
     return table
+
+
+def _reasons(scene: Scene) -> list[Text]:
+    """Why servers get no requests now, in the gateway's own words."""
+    out = [(each.name, scene.endpoint(each)) for each in scene.servers]
+    return [
+        Text(f"{name} is {endpoint.state}: {endpoint.why}", "red", no_wrap=True)
+        for name, endpoint in out
+        if endpoint.state != "healthy"
+    ]
 
 
 def _callers(scene: Scene) -> Table:
@@ -92,6 +115,8 @@ def _callers(scene: Scene) -> Table:
         ("since the start", f"{load.requests} requests", f"{load.failed} failed"),
         ("failed attempts", f"{scene.failed_attempts} at the servers", _rescued(load)),
         ("retries", f"{scene.retries} made", _budget(scene)),
+        ("limit", f"{scene.gate.limit.value}, {scene.gate.in_flight:g} in flight", _queue(scene)),
+        ("ejections", f"{scene.ejections}", ""),
     )
     for row in rows:
         table.add_row(*row)
@@ -101,13 +126,12 @@ def _callers(scene: Scene) -> Table:
 def line(scene: Scene, seconds: float) -> str:
     """The same in one line, for a log."""
     servers = "  ".join(
-        f"{each.name} {each.fault.value} ({scene.endpoint(each).active} in flight)"
-        for each in scene.servers
+        f"{each.name} {each.fault.value} ({_seen(scene.endpoint(each))})" for each in scene.servers
     )
     recent = scene.load.recent(scene.now)
     return (
         f"{seconds:5.1f} s  {_share(recent)} answered, {_latencies(recent)}, "
-        f"{scene.retries} retries | {servers} | {scene.story}"
+        f"{scene.retries} retries, {scene.ejections} ejections | {servers} | {scene.story}"
     )
 
 
@@ -121,12 +145,24 @@ def summary(scene: Scene) -> str:
         f"failed attempts     {scene.failed_attempts} at the model servers",
         f"retries             {scene.retries} made, {scene.refused_retries} refused by the budget",
         f"rescued by a retry  {load.rescued}",
+        f"ejections           {scene.ejections}",
         f"seen by callers     {load.failed} failures" + (f" ({seen})" if seen else ""),
         f"first byte          {_latencies(records)}",
     ]
     if load.unsent:
         lines.append(f"not sent            {load.unsent}: too many callers were waiting")
     return "\n".join(lines)
+
+
+def _seen(endpoint: Endpoint) -> str:
+    state = endpoint.state
+    return f"{endpoint.active} in flight" if state == "healthy" else state
+
+
+def _queue(scene: Scene) -> str:
+    gate = scene.gate
+    refused = gate.full + gate.timed_out + sum(gate.shedder.refused) + gate.pushed_out
+    return f"{len(gate.queue)} waiting, {refused} refused"
 
 
 def _share(records: list[Record]) -> str:

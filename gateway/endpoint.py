@@ -1,7 +1,7 @@
 """One address of a cluster: its load, its health, its connections.
 
-States are healthy, ejected and probing (the last two come with outlier ejection); a failed active
-check makes an endpoint unhealthy. ``why`` is the sentence an operator reads in ``/clusters``.
+States are healthy, ejected and probing; a failed active check makes an endpoint unhealthy. ``why``
+is the sentence an operator reads in ``/clusters``.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from filters.api import Clock, Kind, Outcome
+from filters.api import Clock, Kind
+from filters.standing import Phase, Standing
 from gateway import config
 from gateway.balancer import Load
 from gateway.health import Target
@@ -50,20 +51,26 @@ def locate(url: str) -> Location:
 
 
 class Endpoint(Load):
-    """An endpoint is a load with an address. Implements ``pool.Target``."""
+    """An endpoint is a load with an address. Implements ``pool.Target``.
+
+    ``rated`` is the configured weight; ``weight`` is what is left of it while the endpoint comes
+    back, pushes back or is under suspicion.
+    """
 
     __slots__ = (
+        "_checked_since",
+        "_clock",
+        "_found",
         "_lookup",
         "_tls",
         "authority",
         "failed",
-        "healthy",
         "location",
         "pool",
+        "rated",
         "served",
         "server_name",
-        "since",
-        "why",
+        "standing",
     )
 
     def __init__(
@@ -79,9 +86,11 @@ class Endpoint(Load):
         self.authority = b"localhost" if location.socket_path else location.name.encode()
         wanted = settings.tls.server_name if settings.tls is not None else None
         self.server_name = (wanted or location.server_name) if location.secure else None
-        self.healthy = True
-        self.why = "not checked"
-        self.since = clock.now()
+        self._clock = clock
+        self._found = "not checked"
+        self._checked_since = clock.now()
+        self.rated = weight
+        self.standing = Standing(location.name, clock.now())
         self.served = 0
         self.failed = 0
         self.pool = Pool(self, settings.connections, settings.connect_timeout, clock, loop)
@@ -111,15 +120,23 @@ class Endpoint(Load):
             return ("",)
         return await self._lookup(self.location.host)
 
-    def settle(self, now: float, seconds: float, outcome: Outcome) -> None:
-        """An attempt here is over: ``seconds`` to the head of its answer, or to its failure."""
-        if outcome.kind is Kind.IGNORED:
+    def settle(self, now: float, seconds: float, kind: Kind) -> None:
+        """An attempt here is over: ``seconds`` to the first byte of its answer, or to its failure.
+        What was pushed back or is ignored says nothing about how fast the endpoint is."""
+        if kind is Kind.OK:
+            self.served += 1
+            self.finish(now, seconds, False)
+        elif kind is Kind.FAILED:
+            self.served += 1
+            self.failed += 1
+            self.finish(now, seconds, True)
+        else:
+            self.served += kind is Kind.PUSHED_BACK
             self.finish(now, None, False)
-            return
-        failed = outcome.kind is Kind.FAILED
-        self.served += 1
-        self.failed += failed
-        self.finish(now, seconds, failed)
+
+    def weigh(self) -> None:
+        """Put the share that it gets in force."""
+        self.weight = self.rated * self.standing.share
 
     def target(self) -> Target:
         """Where an active check of this endpoint goes."""
@@ -133,13 +150,54 @@ class Endpoint(Load):
     def mark(self, healthy: bool, why: str, now: float) -> None:
         """What an active check found."""
         if healthy != self.healthy:
-            self.since = now
-        self.healthy = healthy
-        self.why = why
+            self._checked_since = now
+        self.standing.checked = healthy
+        self._found = why
+
+    @property
+    def healthy(self) -> bool:
+        """Whether its active check passes, or there is none."""
+        return self.standing.checked
 
     @property
     def state(self) -> str:
-        return "healthy" if self.healthy else "unhealthy"
+        """What it is now, whether or not traffic has come that would have moved it on."""
+        phase = self.standing.phase_at(self._clock.now())
+        if phase is Phase.HEALTHY and not self.healthy:
+            return "unhealthy"
+        return phase.value
+
+    @property
+    def share(self) -> float:
+        """The part of its weight that it gets, as of the last look of ejection."""
+        return self.standing.share if self.standing.phase is Phase.HEALTHY else 0.0
+
+    @property
+    def why(self) -> str:
+        """The sentence that explains ``state``."""
+        standing = self.standing
+        now = self._clock.now()
+        if standing.phase is not Phase.HEALTHY:
+            if now < standing.until:
+                return f"{standing.why}; for {standing.until - now:.1f} s more"
+            return f"{standing.why}; the next request decides"
+        if not self.healthy:
+            return self._found
+        if standing.held:
+            return f"only the cap on ejection keeps it in: {standing.held}"
+        if now < standing.pushed_until:
+            return f"pushes back, {standing.pushed_until - now:.1f} s more"
+        if standing.share < 1:
+            return f"back at {standing.share:.0%} of its share: {standing.why}"
+        return self._found
+
+    @property
+    def since(self) -> float:
+        """When ``state`` began, in the clock's seconds."""
+        standing = self.standing
+        if standing.phase is Phase.HEALTHY:
+            return max(self._checked_since, standing.since)
+        return standing.until if self._clock.now() >= standing.until else standing.since
 
     def __repr__(self) -> str:
         return f"{self.name} {self.state} ({self.why}), {self.active} in flight"

@@ -1,8 +1,8 @@
-"""The counters as Prometheus metrics, made only when somebody scrapes.
+"""Metrics in the text format of Prometheus, made only when somebody scrapes.
 
-In two halves. ``collect`` runs on the event loop and copies numbers, so that all of them are of
-one moment. ``render`` may run on a thread: it loads aioprometheus at the first scrape and builds
-the text, which for many routes takes longer than a token may wait.
+In two halves. ``collect.py`` runs on the event loop and copies numbers into families, so that all
+of them are of one moment. ``render`` may run on a thread: it loads aioprometheus at the first
+scrape and builds the text, which for many routes takes longer than a token may wait.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gateway.metrics import OTHER, SERIES
-
 if TYPE_CHECKING:
-    from gateway.endpoint import Endpoint
     from gateway.metrics import Histogram
-    from gateway.server import Server
 
 PREFIX = "tailrace_"
 Labels: TypeAlias = tuple[tuple[str, str], ...]
@@ -52,7 +48,7 @@ class Family:
         self.buckets[tuple(labels.items())] = Buckets(found.bounds, tuple(found.counts), found.sum)
 
 
-class _Families:
+class Families:
     """The families of one scrape, by name, in the order in which they were first named."""
 
     def __init__(self) -> None:
@@ -70,121 +66,6 @@ class _Families:
     def _new(self, family: Family) -> Family:
         self.all.append(family)
         return family
-
-
-def collect(server: Server) -> list[Family]:
-    """Copy every number of this moment. O(series), a microsecond or two for each."""
-    families = _Families()
-    _exchanges(families, server)
-    _retries(families, server)
-    _endpoints(families, server)
-    _edges(families, server)
-    _process(families, server)
-    return families.all
-
-
-def _exchanges(families: _Families, server: Server) -> None:
-    requests = families.counter("requests_total", "Exchanges that ended, refused ones included.")
-    durations = families.histogram(
-        "request_duration_seconds", "From the request's head to the last byte of the answer."
-    )
-    first_bytes = families.histogram(
-        "first_byte_seconds", "From the request's head to the first byte of the answer's body."
-    )
-    in_flight = families.gauge("in_flight", "Exchanges under way.")
-    for name, counters in server.telemetry.metrics.routes.items():
-        for (cluster, code, reason), count in counters.requests.items():
-            why = "" if reason is None else reason.value
-            requests.add(count, route=name, cluster=cluster, code=f"{code}xx", reason=why)
-        durations.add_histogram(counters.durations, route=name)
-        first_bytes.add_histogram(counters.first_bytes, route=name)
-        in_flight.add(counters.in_flight, route=name)
-    refused = families.counter("refused_total", "Refusals before a request became an exchange.")
-    for each, count in server.telemetry.metrics.refused.items():
-        refused.add(count, reason=each.value)
-
-
-def _retries(families: _Families, server: Server) -> None:
-    retries = families.counter("retries_total", "Further attempts that were made.")
-    refused = families.counter(
-        "retries_refused_total", "Further attempts that the budget did not bear."
-    )
-    poison = families.counter(
-        "retries_poison_total", "Further attempts not made because the body broke servers before."
-    )
-    balance = families.gauge("budget_balance", "Extra attempts that could be made now.")
-    now = server.clock.now()
-    for number, (name, each) in enumerate(server.wiring.retries.items()):
-        route = name if number < SERIES else OTHER
-        retries.add(each.retries, route=route)
-        refused.add(each.refused, route=route)
-        poison.add(each.poison, route=route)
-    for number, (name, budget) in enumerate(server.wiring.budgets.items()):
-        balance.add(budget.balance(now), route=name if number < SERIES else OTHER)
-
-
-def _endpoints(families: _Families, server: Server) -> None:
-    healthy = families.gauge("endpoint_healthy", "1 while the endpoint takes part in balancing.")
-    active = families.gauge("endpoint_in_flight", "Attempts under way at the endpoint.")
-    served = families.counter("endpoint_requests_total", "Attempts at the endpoint that ended.")
-    failed = families.counter("endpoint_failures_total", "Attempts at the endpoint that failed.")
-    connections = families.gauge("upstream_connections", "Open connections to the endpoint.")
-    connects = families.counter("upstream_connects_total", "Connections begun to the endpoint.")
-    replays = families.counter(
-        "upstream_replays_total", "Requests sent again because a kept connection was dead."
-    )
-    seen = 0
-    for cluster, membership in server.memberships.items():
-        for each in membership.endpoints():
-            seen += 1
-            name = each.name if seen <= SERIES else OTHER
-            healthy.add(each.healthy, cluster=cluster, endpoint=name)
-            active.add(each.active, cluster=cluster, endpoint=name)
-            served.add(each.served, cluster=cluster, endpoint=name)
-            failed.add(each.failed, cluster=cluster, endpoint=name)
-            for state, count in _connections(each):
-                connections.add(count, cluster=cluster, endpoint=name, state=state)
-            connects.add(each.pool.connects, cluster=cluster, endpoint=name)
-            replays.add(each.pool.replays, cluster=cluster, endpoint=name)
-
-
-def _connections(endpoint: Endpoint) -> tuple[tuple[str, int], tuple[str, int]]:
-    idle = endpoint.pool.idle
-    return ("idle", idle), ("busy", endpoint.pool.open - idle)
-
-
-def _edges(families: _Families, server: Server) -> None:
-    acceptor = server.acceptor
-    families.gauge("connections", "Open connections of clients.").add(len(acceptor.connections))
-    families.counter("connections_accepted_total", "Connections of clients so far.").add(
-        acceptor.accepted
-    )
-    families.counter(
-        "connections_evicted_total", "Idle connections closed to make room for new ones."
-    ).add(acceptor.evicted)
-    families.gauge("replay_bytes", "Bytes of request bodies kept for another attempt.").add(
-        acceptor.replay.held
-    )
-    families.counter(
-        "bodies_not_replayable_total",
-        "Request bodies too large to be kept: sent once, never again.",
-    ).add(acceptor.replay.bodies_streamed)
-
-
-def _process(families: _Families, server: Server) -> None:
-    reloads = families.counter("config_reloads_total", "Reloads of the configuration, by result.")
-    reloads.add(server.reloads, result="success")
-    reloads.add(server.reload_failures, result="failure")
-    families.gauge(
-        "config_last_reload_success", "1 if the last reload succeeded, or none was."
-    ).add(server.reload_error is None)
-    families.gauge(
-        "config_last_reload_success_timestamp_seconds", "When the configuration came into force."
-    ).add(server.reloaded_at)
-    families.counter("access_log_dropped_total", "Lines of the access log that were lost.").add(
-        server.telemetry.lines_dropped
-    )
-    families.gauge("ready", "1 while the gateway is ready for traffic.").add(server.ready)
 
 
 def render(families: list[Family]) -> bytes:

@@ -8,7 +8,7 @@ never seen twice are not kept.
 """
 
 import re
-from typing import NamedTuple
+from typing import TypeAlias
 
 from filters.api import Headers
 
@@ -18,53 +18,62 @@ _NOT_KEPT = frozenset((
     b"idempotency-key", b"x-request-id", b"traceparent", b"tracestate", b"sec-websocket-key",
     b"etag", b"age", b"last-modified",
 ))  # fmt: skip
+_OURS = b"x-tailrace-"
 _KEPT_BYTES = 128
 _KEPT = 2048
 
 
-class Field(NamedTuple):
-    """One header line. ``name`` as it came, ``line`` as it is sent on, with its line end."""
-
-    lower: bytes
-    value: bytes
-    name: bytes
-    line: bytes
+Field: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+"""One header line: name in lower case, value, name as it came, and the line as it is sent on, with
+its line end. A plain tuple, because the heads' loops take one apart in half the time that they
+take for a named one."""
 
 
 class BadLineError(ValueError):
     """A header line that is none."""
 
 
-_known: dict[bytes, Field] = {}
+class _Known(dict[bytes, Field]):
+    """The fields of lines that were seen before. ``odd`` says that a line was looked up whose name
+    needs a second look; such lines are never kept, so none is missed."""
+
+    __slots__ = ("odd",)
+
+    def __missing__(self, line: bytes) -> Field:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise BadLineError
+        made = field(match[1], match[2].rstrip(b" \t"))
+        lower = made[0]
+        if b"_" in lower or lower.startswith(_OURS):
+            self.odd = True
+        elif len(line) <= _KEPT_BYTES and lower not in _NOT_KEPT:
+            if len(self) >= _KEPT:
+                self.clear()
+            self[line] = made
+        return made
 
 
-def parse_lines(lines: list[bytes]) -> list[Field]:
-    """The fields of header lines, which come without their line ends. Raises BadLineError."""
-    known = _known.get
-    return [known(line) or _parse(line) for line in lines]
+_known = _Known()
+
+
+def parse_lines(lines: list[bytes]) -> tuple[list[Field], bool]:
+    """The fields of header lines, which come without their line ends, and whether a name among
+    them is odd: ours, or with a ``_`` in it. Raises BadLineError."""
+    _known.odd = False
+    fields = list(map(_known.__getitem__, lines))
+    return fields, _known.odd
 
 
 def field(name: bytes, value: bytes) -> Field:
     """A field of ours, or of a test."""
-    return Field(name.lower(), value, name, b"%b: %b\r\n" % (name, value))
+    return name.lower(), value, name, b"%b: %b\r\n" % (name, value)
 
 
 def pairs(fields: list[Field]) -> Headers:
-    return [(each.name, each.value) for each in fields]
+    return [(name, value) for _, value, name, _ in fields]
 
 
 def lines_of(headers: Headers) -> bytes:
     """Name and value pairs as lines of a head, each with its line end."""
     return b"".join([b"%b: %b\r\n" % each for each in headers])
-
-
-def _parse(line: bytes) -> Field:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise BadLineError
-    made = field(match[1], match[2].rstrip(b" \t"))
-    if len(line) <= _KEPT_BYTES and made.lower not in _NOT_KEPT:
-        if len(_known) >= _KEPT:
-            _known.clear()
-        _known[line] = made
-    return made

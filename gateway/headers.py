@@ -37,6 +37,8 @@ _NOT_RETURNED = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"content-length", b"x-request-id",
 ))  # fmt: skip
+LIMITS = b"x-ratelimit-"
+"""What the lines that filters add to an answer (``Exchange.lines``) are named, all of them."""
 _PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade"))
 _TRACEPARENT = frozenset((b"traceparent",))
 _TRACE = frozenset((b"traceparent", b"tracestate"))
@@ -44,41 +46,64 @@ _TRACE = frozenset((b"traceparent", b"tracestate"))
 
 
 def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: float) -> bytes:
-    """The head of one attempt. O(headers); ``now`` turns the deadline into what is left of it."""
-    request = exchange.request
-    index = request.index
+    """The head of one attempt; ``now`` turns the deadline into what is left of it. O(headers), and
+    O(1) but for copying it where the client repeats itself and the route edits nothing."""
+    told = exchange.request.told
+    if told is not None and told.route is route and exchange.span is None:
+        return b"%b%b\r\n" % (told.lines, _changing_lines(exchange, now))
     drop = _NOT_FORWARDED if exchange.trusted else _NOT_FORWARDED_UNTRUSTED
-    connection = index.get(b"connection")
+    connection = exchange.request.index.get(b"connection")
     if connection is not None and connection not in _PLAIN_CONNECTIONS:
         drop = drop | (connection_options(connection) - _PROTECTED)
     if route.request_drop:
         drop = drop | route.request_drop
     if exchange.span is not None:
         drop = drop | (_TRACEPARENT if exchange.span.traced_before else _TRACE)
+    lasting = _lasting_lines(exchange, route, authority, drop)
+    own = _forwarding(exchange)
+    te = exchange.request.index.get(b"te")
+    if te is not None and b"trailers" in te.lower():
+        own += b"te: trailers\r\n"
+    changing = _changing_lines(exchange, now)
+    if route.request_drop:  # what a route removes or sets is not ours to write either
+        own += changing
+        kept = [line for line in own.splitlines(True) if line.partition(b":")[0] not in drop]
+        return b"%b%b%b\r\n" % (lasting, b"".join(kept), route.request_lines)
+    lasting += own
+    if told is not None and exchange.span is None:
+        told.lines, told.route = lasting, route
+    return b"%b%b\r\n" % (lasting, changing)
+
+
+def _lasting_lines(
+    exchange: Exchange, route: BoundRoute, authority: bytes, drop: frozenset[bytes]
+) -> bytes:
+    """The request line and what comes from the client: the same for every head that repeats."""
+    request = exchange.request
     target = request.target if route.rewrite is None else route.rewrite(request.target)
     host = route.host or request.host or authority
-    head = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, host)
-    head += b"".join([each[3] for each in request.fields if each[0] not in drop])
-    lines = [_forwarding(exchange)]
-    if b"te" in index and b"trailers" in index[b"te"].lower():
-        lines.append(b"te: trailers\r\n")
+    lines = [line for lower, _, _, line in request.fields if lower not in drop]
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (request.method, target, host, b"".join(lines))
+
+
+def _changing_lines(exchange: Exchange, now: float) -> bytes:
+    """What may differ from one request to the next."""
+    request = exchange.request
+    length = request.length
+    if length is None:
+        lines = b"transfer-encoding: chunked\r\nx-request-id: %b\r\n" % exchange.request_id
+    elif length or b"content-length" in request.index or request.method in (b"POST", b"PUT"):
+        lines = b"content-length: %d\r\nx-request-id: %b\r\n" % (length, exchange.request_id)
+    else:
+        lines = b"x-request-id: %b\r\n" % exchange.request_id
+    if exchange.upgrade:
+        lines = b"connection: upgrade\r\nupgrade: websocket\r\n" + lines
+    if exchange.span is not None:
+        lines = exchange.span.header_line() + lines
     if exchange.asked and exchange.deadline is not None:
         left = max(1, int((exchange.deadline - now) * 1000))
-        lines.append(b"x-request-timeout-ms: %d\r\n" % left)
-    if exchange.span is not None:
-        lines.append(exchange.span.header_line())
-    if exchange.upgrade:
-        lines.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
-    if request.length is None:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    elif request.length or b"content-length" in index or request.method in (b"POST", b"PUT"):
-        lines.append(b"content-length: %d\r\n" % request.length)
-    lines.append(b"x-request-id: %b\r\n" % exchange.request_id)
-    own = b"".join(lines)
-    if route.request_drop:  # what a route removes or sets is not ours to write either
-        kept = [line for line in own.splitlines(True) if line.partition(b":")[0] not in drop]
-        own = b"".join(kept) + route.request_lines
-    return head + own + b"\r\n"
+        lines = b"x-request-timeout-ms: %d\r\n%b" % (left, lines)
+    return lines
 
 
 def _forwarding(exchange: Exchange) -> bytes:
@@ -105,26 +130,43 @@ def _own_account(client: str, secure: bool) -> bytes:
     return b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (client.encode(), scheme)
 
 
-def answer_lines(head: ResponseHead, request_id: bytes) -> bytes:
-    """What of an upstream's head goes to the client, as lines; framing is the responder's."""
-    drop = _NOT_RETURNED
+def answer_lines(head: ResponseHead, request_id: bytes, ours: bytes = b"") -> bytes:
+    """What of an upstream's head goes to the client, as lines; framing is the responder's.
+
+    ``ours`` are lines of the gateway, which take the place of the upstream's of the same names:
+    two answers to one question, such as how much of a rate limit is left, help nobody."""
+    lines = head.lines
+    if lines is None:
+        lines = head.lines = _returned(head, _NOT_RETURNED)
+        head.limits = LIMITS in lines.lower()  # or in a value, which does no harm
+    if ours and head.limits:
+        names = {line.partition(b":")[0] for line in ours.split(b"\r\n")}
+        lines = _returned(head, _NOT_RETURNED | names)
+    if not request_id:
+        return lines + ours
+    return b"".join((lines, b"x-request-id: ", request_id, b"\r\n", ours))
+
+
+def _returned(head: ResponseHead, drop: frozenset[bytes]) -> bytes:
     connection = head.index.get(b"connection")
     if connection is not None and connection not in _PLAIN_CONNECTIONS:
         drop = drop | {each.strip(b" \t") for each in connection.lower().split(b",")}
-    lines = [each[3] for each in head.fields if each[0] not in drop]
-    if request_id:
-        lines.append(b"x-request-id: %b\r\n" % request_id)
-    return b"".join(lines)
+    return b"".join([line for lower, _, _, line in head.fields if lower not in drop])
 
 
-def upgrade_lines(head: ResponseHead, request_id: bytes) -> bytes:
+def upgrade_lines(head: ResponseHead, request_id: bytes, ours: bytes = b"") -> bytes:
     """The head of a 101: as an answer, with the upgrade itself put back."""
-    return answer_lines(head, request_id) + b"connection: upgrade\r\nupgrade: websocket\r\n"
+    return answer_lines(head, request_id, ours) + b"connection: upgrade\r\nupgrade: websocket\r\n"
 
 
 def debug_lines(exchange: Exchange) -> bytes:
     """What became of an exchange here, where ``telemetry.debug_headers`` asks for it."""
-    return b"x-tailrace-endpoint: %b\r\nx-tailrace-attempts: %d\r\n" % (
+    return (
+        b"x-tailrace-endpoint: %b\r\nx-tailrace-attempts: %d\r\nx-tailrace-hedged: %b\r\n"
+        b"x-tailrace-queue-ms: %.3f\r\n"
+    ) % (
         exchange.endpoint.encode(),
         exchange.attempts,
+        b"true" if exchange.hedged else b"false",
+        exchange.queued * 1000,
     )

@@ -44,6 +44,8 @@ class Membership:
             self.tls = UpstreamTls(config.UpstreamTls())
         self.names = Names(Resolver(LOOKUP_S), settings.resolve, self._resolved, rng)
         self.cluster = Cluster(name, settings, balancer(settings.balance), clock, rng)
+        if previous is not None:
+            self.cluster.take_over(previous.cluster)
         self.health: HealthChecks | None = None
         if settings.health is not None:
             self.health = HealthChecks(settings.health, self._check, self._checked, rng)
@@ -52,7 +54,7 @@ class Membership:
         self._started = False
         self._kept: dict[tuple[Location, float], Endpoint] = {}
         if previous is not None and previous.compatible(settings):
-            self._kept = {(e.location, e.weight): e for e in previous.cluster.endpoints.values()}
+            self._kept = {(e.location, e.rated): e for e in previous.cluster.endpoints.values()}
         if previous is not None:
             for endpoint in settings.endpoints:
                 location = locate(endpoint.url or endpoint.dns or "")
@@ -101,7 +103,7 @@ class Membership:
 
     def _resolved(self, host: str, addresses: tuple[str, ...]) -> None:
         if any(e.dns is not None and locate(e.dns).host == host for e in self.settings.endpoints):
-            self._kept = {(e.location, e.weight): e for e in self.endpoints()}
+            self._kept = {(e.location, e.rated): e for e in self.endpoints()}
             self._build()
 
     async def _check(self, target: Target) -> Result:

@@ -1,6 +1,6 @@
 """The numbers that the hot path counts: plain ints and floats, one object per route.
 
-Nothing here knows of Prometheus. ``exposition.py`` turns these numbers into metrics when somebody
+Nothing here knows of Prometheus. ``collect.py`` turns these numbers into metrics when somebody
 scrapes, so an exchange pays for two bisections and a handful of additions, and a gateway that
 nobody scrapes never loads a metrics library.
 """
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from filters.api import Reason
+    from filters.api import Priority, Reason
 
 SERIES = 1000
 """Routes, and endpoints, that get a label of their own; what comes later is ``other``. Both come
@@ -40,16 +40,18 @@ class Histogram:
 
 
 class RouteCounters:
-    """What is counted for one route. ``requests`` by cluster, status class (2 for 2xx), reason."""
+    """What is counted for one route. ``requests`` by cluster, status class (2 for 2xx), reason and
+    priority; ``queue_waits`` only of those that waited."""
 
-    __slots__ = ("durations", "first_bytes", "in_flight", "name", "requests")
+    __slots__ = ("durations", "first_bytes", "in_flight", "name", "queue_waits", "requests")
 
     def __init__(self, name: str, bounds: tuple[float, ...]) -> None:
         self.name = name
         self.in_flight = 0
-        self.requests: dict[tuple[str, int, Reason | None], int] = {}
+        self.requests: dict[tuple[str, int, Reason | None, Priority], int] = {}
         self.durations = Histogram(bounds)
         self.first_bytes = Histogram(bounds)
+        self.queue_waits = Histogram(bounds)
 
 
 class Metrics:
@@ -80,3 +82,4 @@ class Metrics:
         for counters in self.routes.values():
             counters.durations.use(bounds)
             counters.first_bytes.use(bounds)
+            counters.queue_waits.use(bounds)

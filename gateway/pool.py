@@ -12,9 +12,10 @@ import ssl
 from collections import deque
 from typing import Protocol
 
-from filters.api import Attempt, Clock, Handle, Kind, Outcome, Reason
+from filters.api import OK, Attempt, Clock, Handle, Kind, Outcome, Reason
 from gateway.call import Call
 from gateway.config import Connections
+from gateway.head_memo import KnownHead, revised_answer
 from gateway.headers import request_head
 from gateway.upstream import UpstreamConnection
 
@@ -68,6 +69,7 @@ class Pool:
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._expiry: Handle | None = None
         self._retired = False
+        self.answers = KnownHead(revised_answer)
         self.head_bytes = 64 * 1024
         self.headers = 100
         self.open = 0
@@ -86,7 +88,8 @@ class Pool:
         if exchange.body.aborted:  # its client is gone, or sent nonsense, before this began
             raise asyncio.CancelledError
         while True:
-            connection = None if replayed else self._take(attempt.started)
+            now = attempt.started
+            connection = None if replayed else self._take(now)
             if connection is None:
                 try:
                     connection = await self._connect()
@@ -99,16 +102,17 @@ class Pool:
                         complete=False,
                         detail=error.detail,
                     )
+                now = self.clock.now()
             reused, connection.reused = connection.reused, True
-            call = Call(connection, exchange, self.clock, self._loop.create_future())
-            call.send(request_head(exchange, route, self._target.authority, self.clock.now()))
+            call = Call(connection, exchange, self.clock, self._loop.create_future(), now)
+            call.send(request_head(exchange, route, self._target.authority, now))
             try:
                 failure = await call.failure
             except asyncio.CancelledError:
                 call.discard()
                 raise
             if failure is None:
-                return Outcome(Kind.OK, call.status, None, answer=call)
+                return Outcome(OK, call.status, None, answer=call)
             reason, detail = failure
             stale = reused and reason is Reason.UPSTREAM_RESET and not call.answered
             if stale and exchange.body.replayable and route.replayable(exchange):

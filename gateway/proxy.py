@@ -33,12 +33,15 @@ class Forward:
             exchange.reason = ended.reason
             if not exchange.downstream.committed:
                 raise Reject(ended.reason or Reason.INTERNAL)
+        elif ended.kind is Kind.OK and outcome.kind is not Kind.OK:
+            # Relayed well, but a failure or push-back: the exchange chain hears it too.
+            ended.kind, ended.retry_after = outcome.kind, outcome.retry_after
         return ended
 
 
 def _verdict(outcome: Outcome, ended: Outcome) -> Outcome:
-    """What the endpoint answers for: a failing status however well it was relayed, but not a
-    client that stopped reading."""
+    """What the endpoint answers for: a failing status or push-back however well it was relayed, but
+    not a client that stopped reading."""
     if ended.reason is Reason.CLIENT_STALLED:
         return Outcome(Kind.IGNORED, ended.status, ended.reason)
-    return outcome if outcome.kind is Kind.FAILED and ended.kind is Kind.OK else ended
+    return outcome if outcome.kind is not Kind.OK and ended.kind is Kind.OK else ended

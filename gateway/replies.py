@@ -39,6 +39,12 @@ TABLE: dict[Reason, Reply] = {
     Reason.CLIENT_STALLED: Reply(499, "The client stopped reading"),
     Reason.NO_ROUTE: Reply(404, "No route matches this request"),
     Reason.DEADLINE: Reply(504, "The deadline of this request has passed", 1),
+    Reason.DEADLINE_UNREACHABLE: Reply(504, "This cannot be done in the time that is left", 1),
+    Reason.RATE_LIMITED: Reply(429, "The rate limit is reached", 1),
+    Reason.SHED: Reply(503, "The model server is overloaded", 1),
+    Reason.STRAINED: Reply(503, "The gateway itself is overloaded", 1),
+    Reason.QUEUE_FULL: Reply(429, "The queue is full", 1),
+    Reason.QUEUE_TIMEOUT: Reply(503, "The wait in the queue was too long", 1),
     Reason.NO_ENDPOINT: Reply(503, "No healthy endpoint", 1),
     Reason.CONNECTIONS: Reply(503, "Too many connections", 1),
     Reason.CONNECT_FAILED: Reply(502, "The upstream cannot be reached", 1),
@@ -110,12 +116,13 @@ async def replies(exchange: Exchange, next: Service[Exchange, Outcome]) -> Outco
         # A fault of ours must cost one exchange, not the connection's task and its clean-up.
         log.exception("exchange %s failed inside the gateway", exchange.request_id.decode())
         refused = Reject(Reason.INTERNAL)
+    refused.__traceback__ = None  # this frame is in it: a cycle that keeps the whole exchange
     exchange.reason = refused.reason
     downstream = exchange.downstream
     if downstream.committed:
         downstream.abort()
         return Outcome(Kind.FAILED, 0, refused.reason)
     status, headers, body = render(refused, exchange.request_id)
-    downstream.start(status, lines_of(headers), len(body))
+    downstream.start(status, lines_of(headers) + exchange.lines, len(body))
     downstream.finish(body, [])
     return Outcome(Kind.IGNORED, status, refused.reason, detail=refused.detail)

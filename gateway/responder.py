@@ -9,7 +9,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from filters.api import Flow, Headers
+from filters.api import Headers
+from filters.seams import Flow
 from gateway import wire
 from gateway.chunked import encode_end
 
@@ -20,7 +21,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Responder:
-    """Implements ``filters.api.Downstream`` for one exchange; useless after ``cut_off``."""
+    """Implements ``filters.seams.Downstream`` for one exchange; useless after ``cut_off``."""
 
     __slots__ = (
         "_chunked",
@@ -68,14 +69,14 @@ class Responder:
             return
         self.committed = True
         self.status = status
-        head = wire.status_line(status) + lines
+        framing = b""
         self._muted = self._method == b"HEAD" or status in (204, 304)
         if length is not None and status != 204:
-            head += b"content-length: %d\r\n" % length
+            framing = b"content-length: %d\r\n" % length
         elif length is None and not self._muted:
             if self._minor == 1:
                 self._chunked = True
-                head += b"transfer-encoding: chunked\r\n"
+                framing = b"transfer-encoding: chunked\r\n"
             else:
                 connection.closing = connection.until_close = True
         # After a refused upgrade the client may have sent bytes for the tunnel, which must not be
@@ -85,10 +86,10 @@ class Responder:
         leaving = connection.closing or connection.acceptor.draining
         if leaving or early or not self._keep or self.upgrade:
             connection.closing = True
-            head += b"connection: close\r\n"
+            framing += b"connection: close\r\n"
         elif self._minor == 0:
-            head += b"connection: keep-alive\r\n"
-        self._head = head + b"\r\n"
+            framing += b"connection: keep-alive\r\n"
+        self._head = b"%b%b%b\r\n" % (wire.status_line(status), lines, framing)
 
     def flush(self) -> None:
         """Send the head now: there is no body yet that could go with it in one write."""

@@ -27,6 +27,8 @@ _WRITTEN: dict[str, list[dict[str, Any]]] = {
         {"type": "string", "pattern": rf"^{_NUMBER}%$"},
         {"type": "number", "minimum": 0, "maximum": 1},
     ],
+    "rate": [{"type": "string", "pattern": rf"^{_NUMBER}/[smhd]$"}],
+    "quantile": [{"type": "string", "pattern": r"^p\d{1,2}(\.\d+)?$"}],
 }
 _PATTERNS = {
     "address": r"^(unix:/.+|.+:\d+)$",
@@ -35,6 +37,7 @@ _PATTERNS = {
     "path": r"^/",
     "name": r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
     "hash_key": r"^header:.+$",
+    "limit_key": r"^(client|route|header:.+)$",
 }
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
@@ -56,7 +59,10 @@ def _struct(kind: inspect.StructType, definitions: dict[str, Any]) -> dict[str, 
         "type": "object",
         "description": " ".join((kind.cls.__doc__ or "").split()),
         "additionalProperties": False,
-        "required": [each.name for each in kind.fields if each.required],
+        # A route's own filters are laid over the file's, so that there any field may be missing.
+        "required": []
+        if kind.cls.__module__.startswith("filters.")
+        else [each.name for each in kind.fields if each.required],
         "properties": {each.name: _field(each, definitions) for each in kind.fields},
     }
 
@@ -122,8 +128,8 @@ def _named(kind: inspect.StructType, definitions: dict[str, Any]) -> list[dict[s
     if kind.cls is Secret:
         return [{"type": "string"}]
     # Every filter calls its own struct Config, so its module says which it is.
-    module = kind.cls.__module__.rpartition(".")[2]
-    name = kind.cls.__name__ if kind.cls.__name__ != "Config" else module.capitalize()
+    module = kind.cls.__module__.rpartition(".")[2].title().replace("_", "")
+    name = kind.cls.__name__ if kind.cls.__name__ != "Config" else module
     if name not in definitions:
         definitions[name] = {}
         definitions[name] = _struct(kind, definitions)

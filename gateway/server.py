@@ -25,6 +25,7 @@ from gateway.listeners import Bound, bind
 from gateway.membership import Membership
 from gateway.telemetry import Telemetry
 from gateway.tls import CertificateFiles, Poll, ServerTls
+from gateway.vitals import Vitals
 from gateway.wiring import Seams, Wiring
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Server:
         self.rng = Random(seed)
         log.debug("seed %d", seed)
         self.telemetry = Telemetry(self.config.telemetry, self.clock, self.rng)
-        self.seams = Seams(self.clock, self.rng, loop, self.telemetry)
+        self.vitals = Vitals(self.clock)
+        self.seams = Seams(self.clock, self.rng, loop, self.telemetry, self.vitals)
         self.memberships = self._members(self.config)
         self.wiring = self._wire(self.config, None)
         self.acceptor = Acceptor(self.wiring, self.telemetry, self.clock, self.rng, loop)
@@ -82,6 +84,8 @@ class Server:
         for membership in self.memberships.values():
             membership.start()
         self.background(self._watch_certificates())
+        self.background(self.vitals.watch_loop())
+        self.background(self.vitals.watch_use())
         self.telemetry.start(loop)
 
     async def start_admin(self) -> None:
@@ -199,6 +203,7 @@ class Server:
         if _admin_addresses(config) != _admin_addresses(self.config):
             log.warning("the admin addresses change with the next start only")
         self.config, self.wiring, self.memberships = config, wiring, memberships
+        wiring.activate()
         self.acceptor.use(wiring)
         self.telemetry.use(config.telemetry)
         for address, (listener, tls) in secured.items():

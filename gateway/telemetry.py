@@ -2,7 +2,7 @@
 
 The outermost exchange filter, so that refusals count and a duration ends with the last byte. All
 of it is on the hot path of every request: see ``metrics.py`` and ``access_log.py`` for what that
-costs, and ``exposition.py`` for what is done only when somebody asks.
+costs, and ``collect.py`` for what is done only when somebody asks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Telemetry:
 
     def _ended(self, exchange: Exchange, counters: RouteCounters, status: int, detail: str) -> None:
         counters.in_flight -= 1
-        key = (exchange.route.cluster, status // 100, exchange.reason)
+        key = (exchange.route.cluster, status // 100, exchange.reason, exchange.priority)
         requests = counters.requests
         requests[key] = requests.get(key, 0) + 1
         seconds = self._clock.now() - exchange.arrived
@@ -86,6 +86,8 @@ class Telemetry:
         if first is not None:
             first -= exchange.arrived
             counters.first_bytes.add(first)
+        if exchange.queued:
+            counters.queue_waits.add(exchange.queued)
         if exchange.span is not None and self._tracing is not None:
             self._tracing.end(exchange, status)
         if self._log is not None:

@@ -12,6 +12,7 @@ from filters.api import Headers, Reason, Reject
 from gateway import wire
 from gateway.chunked import Decoder
 from gateway.clock import NEVER, Timer
+from gateway.head_memo import meet_answer
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -140,7 +141,12 @@ class UpstreamConnection(asyncio.Protocol):
     def _head_data(self, call: "Call", data: bytes) -> None:
         call.answered = True
         pending = self._pending
+        pool = self.pool
         if pending is None:
+            end = pool.answers.match(data, pool.headers)
+            if 0 < end <= pool.head_bytes and call.method != b"HEAD":
+                self._begin(call, pool.answers.read, data[end:])
+                return
             end = data.find(b"\r\n\r\n")
         else:
             seen = len(pending)
@@ -149,16 +155,18 @@ class UpstreamConnection(asyncio.Protocol):
         if end < 0:
             if pending is None:
                 pending = self._pending = bytearray(data)
-            if len(pending) > self.pool.head_bytes:
+            if len(pending) > pool.head_bytes:
                 wire.broken("head too large")
             wire.check_partial_response(pending, len(pending) - len(data))
             return
-        if end > self.pool.head_bytes:
+        if end > pool.head_bytes:
             wire.broken("head too large")
         if pending is not None:
             data = bytes(pending)
             self._pending = None
-        head = wire.parse_response(data[: end + 4], method=call.method, headers=self.pool.headers)
+        raw = data[: end + 4]
+        head = wire.parse_response(raw, method=call.method, headers=pool.headers)
+        meet_answer(pool.answers, raw, call.method, head, pool.headers)
         self._begin(call, head, data[end + 4 :])
 
     def _begin(self, call: "Call", head: wire.ResponseHead, rest: bytes) -> None:
@@ -173,6 +181,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if length is None:
             self._decoder = Decoder(Reason.UPSTREAM_PROTOCOL)
+        elif length == len(rest):  # all of it in one read, as most answers come
+            call.begun(head)
+            self._done(call, rest, [], b"")
+            return
         else:
             self._left = length
         call.begun(head)

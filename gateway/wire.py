@@ -68,18 +68,18 @@ def parse_request(head: bytes, *, target_bytes: int, headers: int) -> Request:
     known = _request_line if len(lines[0]) < _CACHED_BYTES else _request_line.__wrapped__
     method, target, version = known(lines[0], target_bytes)
     try:
-        fields = parse_lines(lines[1:-2])
+        fields, odd = parse_lines(lines[1:-2])
     except BadLineError:
         malformed("a header line that is none")
     if len(fields) > headers:
         raise Reject(Reason.HEAD_TOO_LARGE, f"more than {headers} headers")
-    if _OURS in head.lower():
+    if odd:
         # These are for the way back; from a client they would be claims about us.
         fields = [each for each in fields if not each[0].startswith(_OURS)]
-    index = {each[0]: each[1] for each in fields}
+    index = {lower: value for lower, value, _, _ in fields}
     if len(index) != len(fields):
         index = _index_repeated(fields)
-    if b"_" in head:
+    if odd:
         _refuse_folded_names(index)
     host = index.get(b"host")
     if host is not None:
@@ -119,14 +119,13 @@ def _index_repeated(fields: list[Field]) -> dict[bytes, bytes]:
     """Lines of one name are joined as a list (RFC 9110 section 5.3) in the index only; what is
     forwarded stays as many lines as came. Raises Reject for fields that may stand once."""
     index: dict[bytes, bytes] = {}
-    for each in fields:
-        lower = each.lower
+    for lower, value, _, _ in fields:
         if lower not in index:
-            index[lower] = each.value
+            index[lower] = value
         elif lower in _SINGLETONS:
             malformed(f"{lower.decode()} stands twice")
         else:
-            index[lower] = index[lower] + b", " + each.value
+            index[lower] = index[lower] + b", " + value
     return index
 
 
@@ -137,7 +136,7 @@ def request_length(index: dict[bytes, bytes], version: int) -> int | None:
     if coding is None:
         if declared is None:
             return 0
-        if not _is_length(declared):
+        if not is_length(declared):
             malformed("content-length is not a number")
         return int(declared)
     if declared is not None:
@@ -152,7 +151,7 @@ def request_length(index: dict[bytes, bytes], version: int) -> int | None:
     return None
 
 
-def _is_length(value: bytes) -> bool:
+def is_length(value: bytes) -> bool:
     """Digits, no leading zero, below 10^18: what every parser reads as the same number."""
     return value.isdigit() and len(value) <= 18 and (value[0] != 48 or len(value) == 1)
 
@@ -272,9 +271,12 @@ def wants_upgrade(request: Request) -> bool:
 
 
 class ResponseHead:
-    """A checked response head. ``length``: bytes, None for chunked, -1 for "until it closes"."""
+    """A checked response head. ``length``: bytes, None for chunked, -1 for "until it closes".
 
-    __slots__ = ("fields", "index", "keep", "length", "status")
+    ``lines`` are those that go to the client, once ``gateway/headers.py`` has chosen them, and
+    ``limits`` then says whether the upstream tells of rate limits of its own."""
+
+    __slots__ = ("fields", "index", "keep", "length", "limits", "lines", "status")
 
     def __init__(
         self,
@@ -289,6 +291,8 @@ class ResponseHead:
         self.index = index
         self.length = length
         self.keep = keep
+        self.lines: bytes | None = None
+        self.limits = False
 
 
 def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
@@ -297,12 +301,12 @@ def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
     known = _status_line if len(lines[0]) < _CACHED_BYTES else _status_line.__wrapped__
     status, version = known(lines[0])
     try:
-        fields = parse_lines(lines[1:-2])
+        fields, _ = parse_lines(lines[1:-2])
     except BadLineError:
         broken("a header line that is none")
     if len(fields) > headers:
         broken("too many headers")
-    index = {each[0]: each[1] for each in fields}
+    index = {lower: value for lower, value, _, _ in fields}
     if len(index) != len(fields):
         index = _index_repeated_answer(fields)
     if version == 0 and b"transfer-encoding" in index:
@@ -328,17 +332,16 @@ def _status_line(line: bytes) -> tuple[int, int]:
 
 def _index_repeated_answer(fields: list[Field]) -> dict[bytes, bytes]:
     index: dict[bytes, bytes] = {}
-    for each in fields:
-        lower = each.lower
+    for lower, value, _, _ in fields:
         if lower not in index:
-            index[lower] = each.value
+            index[lower] = value
         elif lower == b"content-length":
-            if each.value != index[lower]:
+            if value != index[lower]:
                 broken("two lengths")
         elif lower == b"transfer-encoding":
             broken("two transfer-encodings")
         else:
-            index[lower] = index[lower] + b", " + each.value
+            index[lower] = index[lower] + b", " + value
     return index
 
 
@@ -352,7 +355,7 @@ def check_partial_response(head: bytearray, seen: int) -> None:
 def _response_length(index: dict[bytes, bytes], status: int, method: bytes) -> int | None:
     declared = index.get(b"content-length")
     coding = index.get(b"transfer-encoding")
-    if declared is not None and not _is_length(declared):
+    if declared is not None and not is_length(declared):
         broken("content-length")
     if coding is not None:
         if declared is not None:

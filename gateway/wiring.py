@@ -1,14 +1,21 @@
 """Configuration -> running objects. THE place where the order of the filters is written.
 
 A ``Wiring`` is one configuration in force. Exchanges hold on to the route they began with, so a
-reload is the exchange of one reference; clusters and endpoints that stay are handed over.
+reload is the exchange of one reference; clusters and endpoints that stay are handed over, and what
+filters have counted and learned goes on in those that replace them.
 """
 
-import asyncio
-from dataclasses import dataclass
-from random import Random
+from __future__ import annotations
 
-from filters import budget, deadline, retry
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from filters import budget, deadline, hedge, retry
+from filters.admission import Admission, Check, Gate
 from filters.api import (
     Attempt,
     AttemptFilter,
@@ -22,41 +29,81 @@ from filters.api import (
     Service,
     chain,
 )
-from gateway.cluster import Cluster
-from gateway.config import Config, Filters, Route
+from filters.load_shed import LoadShed
+from filters.priority import Priorities
+from filters.rate_limit import RateLimit
+from filters.tenants import header_of
 from gateway.proxy import Forward
 from gateway.replies import replies
 from gateway.router import BoundRoute, Router
-from gateway.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from gateway.cluster import Cluster
+    from gateway.config import Config, Filters, Route
+    from gateway.telemetry import Telemetry
+    from gateway.vitals import Vitals
 
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """Where nondeterminism comes in, real or simulated; and who watches."""
+    """Where nondeterminism comes in, real or simulated; and who watches. ``vitals`` None: the
+    gateway's own health is not looked at."""
 
     clock: Clock
     rng: Random
     loop: asyncio.AbstractEventLoop
     telemetry: Telemetry
+    vitals: Vitals | None = None
+
+
+@dataclass(slots=True)
+class RouteFilters:
+    """The filters of one route that keep counts or learn, for metrics, admin and reload. None:
+    off. ``gate`` and ``budget`` are shared with those of before a reload, all others take over."""
+
+    cluster: str
+    deadline: deadline.Deadline | None = None
+    priority: Priorities | None = None
+    rate_limit: RateLimit | None = None
+    load_shed: LoadShed | None = None
+    gate: Gate | None = None
+    retry: retry.Retry | None = None
+    hedge: hedge.Hedge | None = None
 
 
 class Wiring:
-    """One configuration in force: routes bound to their chains. ``retries`` is for the metrics."""
+    """One configuration in force: routes bound to their chains.
+
+    ``filters``, ``budgets`` and ``admissions`` are by the name of the route.
+    """
 
     def __init__(
-        self, config: Config, clusters: dict[str, Cluster], seams: Seams, previous: "Wiring | None"
+        self, config: Config, clusters: dict[str, Cluster], seams: Seams, previous: Wiring | None
     ) -> None:
         self.config = config
         self.clusters = clusters
-        self.retries: dict[str, retry.Retry] = {}
+        self.filters: dict[str, RouteFilters] = {}
         self.budgets: dict[str, budget.Budget] = {}
+        self.admissions: dict[str, Gate] = {}
         self._seams = seams
         self._previous = previous
+        self._pending: list[Callable[[], None]] = []
         routes = [(route, self._bind(route, n)) for n, route in enumerate(config.routes)]
         self._previous = None
         self.router: Router[BoundRoute] = Router(routes)
         self.routes = [bound for _, bound in routes]
         self._unrouted = self._bind_unrouted()
+
+    def activate(self) -> None:
+        """Put in force what is shared with the wiring of before. Called with the swap, because
+        until then the reload may still fail."""
+        for apply in self._pending:
+            apply()
+        self._pending.clear()
+
+    @property
+    def retries(self) -> dict[str, retry.Retry]:
+        return {name: each.retry for name, each in self.filters.items() if each.retry is not None}
 
     def route(self, request: Request) -> BoundRoute:
         return self.router.match(request) or self._unrouted
@@ -64,62 +111,186 @@ class Wiring:
     def _bind(self, route: Route, number: int) -> BoundRoute:
         name = route.name or f"{number}:{route.path}"
         filters = route.filters
-        policy = self._policy(name, filters.retry or retry.Config(attempts=1))
+        before = self._previous.filters.get(name) if self._previous is not None else None
+        if before is not None and before.cluster != route.cluster:
+            before = None
+        parts = self.filters[name] = RouteFilters(route.cluster)
+        policy = _policy(filters.retry or retry.Config(attempts=1), before)
         clocks = filters.deadline or deadline.Config()
         bound = BoundRoute(
             name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
         )
         bound.debug = self.config.telemetry.debug_headers
-        attempts = self._attempt_chain(name, filters, policy, self.clusters[route.cluster].attempt)
-        bound.service = chain(self._exchange_chain(filters), Forward(attempts))
+        self._make_gate(name, filters, parts, before)
+        attempts = self._attempt_chain(name, filters, policy, parts, before)
+        order = self._exchange_chain(filters, parts, before)
+        bound.service = chain(order, Forward(attempts))
         return bound
 
-    def _exchange_chain(self, filters: Filters) -> list[ExchangeFilter]:
+    def _exchange_chain(
+        self, filters: Filters, parts: RouteFilters, before: RouteFilters | None
+    ) -> list[ExchangeFilter]:
         """Outside in, and why there."""
+        seams = self._seams
         order: list[ExchangeFilter] = [
-            self._seams.telemetry,  # counts refusals too
+            seams.telemetry,  # counts refusals too
             replies,  # turns a Reject of anything below into a response
         ]
         if filters.deadline is not None:  # the cheapest question first
-            order.append(deadline.Deadline(filters.deadline, self._seams.clock))
+            parts.deadline = deadline.Deadline(filters.deadline, seams.clock)
+            if before is not None and before.deadline is not None:
+                parts.deadline.take_over(before.deadline)
+            order.append(parts.deadline)
+        checks = self._arrival_checks(filters, parts, before)
+        if parts.gate is not None:  # innermost: a permit stands only for work really sent on
+            saturated = self.clusters[parts.cluster].saturated
+            order.append(Admission(parts.gate, seams.clock, checks, saturated=saturated))
+        elif checks:
+            order.append(_Arrivals(seams.clock, checks))
         return order
+
+    def _arrival_checks(
+        self, filters: Filters, parts: RouteFilters, before: RouteFilters | None
+    ) -> list[Check]:
+        """What is asked before a place in the queue is taken, in this order."""
+        checks: list[Check] = []
+        if filters.priority is not None:  # the next ones need the class
+            parts.priority = Priorities(filters.priority)
+            if before is not None and before.priority is not None:
+                parts.priority.take_over(before.priority)
+            checks.append(parts.priority.arrive)
+        if filters.rate_limit is not None:  # what is over a quota is no reason to shed others
+            parts.rate_limit = RateLimit(filters.rate_limit)
+            if before is not None and before.rate_limit is not None:
+                parts.rate_limit.take_over(before.rate_limit)
+            checks.append(parts.rate_limit.arrive)
+        if filters.load_shed is not None or parts.gate is not None:
+            vitals, gate = self._seams.vitals, parts.gate
+            wanted = filters.load_shed is not None and vitals is not None
+            parts.load_shed = LoadShed(
+                filters.load_shed,
+                None if gate is None else gate.shedder,
+                vitals.strain(filters.load_shed)
+                if wanted and vitals and filters.load_shed
+                else None,
+                None if filters.admission is None else header_of(filters.admission.fair_by),
+                self._seams.rng,
+            )
+            if before is not None and before.load_shed is not None:
+                parts.load_shed.take_over(before.load_shed)
+            checks.append(parts.load_shed.arrive)
+        return checks
+
+    def _make_gate(
+        self, name: str, filters: Filters, parts: RouteFilters, before: RouteFilters | None
+    ) -> None:
+        config = filters.admission
+        if config is None:
+            return
+        sheds = filters.load_shed is not None and not filters.load_shed.dry_run
+        gate = before.gate if before is not None else None
+        if gate is None:
+            gate = Gate(config, self._seams.clock, self._seams.rng)
+            gate.sheds = sheds
+        else:
+            self._pending.append(partial(gate.use, config, sheds))
+        parts.gate = self.admissions[name] = gate
 
     def _attempt_chain(
         self,
         name: str,
         filters: Filters,
         policy: retry.Policy,
-        service: Service[Attempt, Outcome],
+        parts: RouteFilters,
+        before: RouteFilters | None,
     ) -> Service[Attempt, Outcome]:
-        """Retry sees the final outcome of what is below it; below is the balancer's choice, so
-        that another attempt goes elsewhere; then the attempt's own clocks, in the upstream."""
+        """Retry sees the final outcome of a hedged group; both draw on the one budget; below is
+        the balancer's choice, so that another attempt goes elsewhere; then what each endpoint is
+        held responsible for; then the attempt's own clocks, in the upstream."""
+        seams = self._seams
+        cluster = self.clusters[parts.cluster]
+        service: Service[Attempt, Outcome] = cluster.attempt
         if self.config.telemetry.tracing is not None:  # innermost: a span for each attempt
-            service = chain([self._seams.telemetry.attempt], service)
-        if filters.retry is None:
+            service = chain([seams.telemetry.attempt], service)
+        order: list[AttemptFilter] = []
+        if filters.retry is None and filters.hedge is None:
             return service
         kept = self._previous.budgets.get(name) if self._previous is not None else None
         spend = kept if kept is not None and kept.config == filters.budget else None
-        spend = spend or budget.Budget(filters.budget)
-        self.budgets[name] = spend
-        again = retry.Retry(policy, spend, self._seams.clock, self._seams.rng)
-        if self._previous is not None and name in self._previous.retries:
-            again.count_on(self._previous.retries[name])
-        self.retries[name] = again
-        order: list[AttemptFilter] = [again]
+        spend = self.budgets[name] = spend or budget.Budget(filters.budget)
+        if filters.retry is not None:
+            parts.retry = retry.Retry(
+                policy, spend, seams.clock, seams.rng, retry_at=cluster.retry_at
+            )
+            if before is not None and before.retry is not None:
+                parts.retry.take_over(before.retry)
+            order.append(parts.retry)
+        else:
+            order.append(_Deposits(spend, seams.clock))
+        if filters.hedge is not None:
+            parts.hedge = hedge.Hedge(
+                hedge.Policy(filters.hedge),
+                spend,
+                seams.clock,
+                seams.loop.create_task,
+                _calm(cluster, parts.gate),
+                cluster.has_other,
+            )
+            if before is not None and before.hedge is not None:
+                parts.hedge.take_over(before.hedge)
+            order.append(parts.hedge)
         return chain(order, service)
-
-    def _policy(self, name: str, config: retry.Config) -> retry.Policy:
-        """That of before, with the bodies it suspects, if its configuration is the same."""
-        before = self._previous.retries.get(name) if self._previous is not None else None
-        if before is not None and before.policy.config == config:
-            return before.policy
-        return retry.Policy(config)
 
     def _bind_unrouted(self) -> BoundRoute:
         never = retry.Policy(retry.Config(attempts=1, idempotent="never"))
         bound = BoundRoute("-", "-", (1.0, 1.0), never.replayable)
         bound.service = chain([self._seams.telemetry, replies], _no_route)
         return bound
+
+
+def _policy(config: retry.Config, before: RouteFilters | None) -> retry.Policy:
+    """That of before, with the bodies it suspects, if its configuration is the same."""
+    if before is not None and before.retry is not None and before.retry.policy.config == config:
+        return before.retry.policy
+    return retry.Policy(config)
+
+
+def _calm(cluster: Cluster, gate: Gate | None) -> Callable[[float], bool]:
+    """Whether an extra attempt takes nothing from anybody: no endpoint pushes back, nobody waits,
+    and there is room."""
+    if gate is None:
+        return cluster.calm
+    return lambda now: not gate.queue and gate.in_flight < gate.limit.level and cluster.calm(now)
+
+
+class _Arrivals:
+    """The arrival checks of a route without admission."""
+
+    __slots__ = ("_checks", "_clock")
+
+    def __init__(self, clock: Clock, checks: list[Check]) -> None:
+        self._clock = clock
+        self._checks = tuple(checks)
+
+    async def __call__(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
+        now = self._clock.now()
+        for check in self._checks:
+            check(exchange, now)
+        return await next(exchange)
+
+
+class _Deposits:
+    """In the place of retry, where that is off: somebody has to count the requests."""
+
+    __slots__ = ("_budget", "_clock")
+
+    def __init__(self, spend: budget.Budget, clock: Clock) -> None:
+        self._budget = spend
+        self._clock = clock
+
+    async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
+        self._budget.deposit(self._clock.now())
+        return await next(attempt)
 
 
 async def _no_route(exchange: Exchange) -> Outcome:

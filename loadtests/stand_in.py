@@ -9,12 +9,14 @@ the monotonic clock when it was written; one clock serves all processes of a mac
 ``POST /v1/chat/completions`` (and any other POST) takes a slot, waits a service time, then
 answers at once or, with ``"stream": true``, sends ``max_tokens`` tokens at the token interval
 and holds its slot to the last. ``GET /v1/models`` and ``/health`` need no slot. ``GET /stats``
-is what became of the work, ``POST /stats/reset`` zeroes it.
+is what became of the work, ``POST /stats/reset`` zeroes it. ``POST /control`` sets what ails it
+(``loadtests/faults.py``). An answer says in ``x-service-us`` how much work it was.
 """
 
 import argparse
 import asyncio
 import gc
+import random
 import signal
 import time
 from collections import deque
@@ -25,22 +27,10 @@ import httptools
 import msgspec
 import uvloop
 
-from loadtests.capacity import Counters, ServiceTimes, Slots
-
-MODEL = "stand-in"
-_CREATED = int(time.time())
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
-)
-_CHUNK_HEAD = (
-    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":%d,"model":"%b",'
-    b'"sent_ns":' % (_CREATED, MODEL.encode())
-)
-_TOKEN = b',"choices":[{"index":0,"delta":{"content":"token "},"finish_reason":null}]}\n\n'
-_LAST_TOKEN = b',"choices":[{"index":0,"delta":{"content":"end"},"finish_reason":"stop"}]}\n\n'
-_DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-_PHRASES = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 503: b"Service Unavailable"}
+from loadtests import answers, faults
+from loadtests.capacity import Batch, Counters, ServiceTimes, Slots
+from loadtests.faults import HEALTHY, Condition
+from loadtests.processes import raise_open_files
 
 
 class Question(msgspec.Struct):
@@ -51,6 +41,9 @@ class Question(msgspec.Struct):
 
 
 _QUESTION = msgspec.json.Decoder(Question)
+_PAGES = (b"/stats/reset", b"/control")
+now = time.monotonic
+"""Not the loop's clock: uvloop's stands still within a round and has whole milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,9 @@ class Options:
     tokens: int = 16
     token_interval: float = 0.05
     keep_working: bool = False
+    mixture: tuple[float, ...] = ()
+    batch: int = 0
+    batch_slowdown: float = 1.0
 
 
 class Server:
@@ -73,9 +69,30 @@ class Server:
     def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
         self.options = options
         self.loop = loop
+        self.condition = HEALTHY
         self.counters = Counters()
         self.slots = Slots(options.slots, options.queue, self.counters)
-        self.times = ServiceTimes(options.service_mean, options.service_sigma, options.seed)
+        self.times = ServiceTimes(
+            options.service_mean, options.service_sigma, options.seed, options.mixture
+        )
+        self.batch = Batch(options.batch, options.batch_slowdown)
+        self.rng = random.Random(options.seed)
+
+    def become(self, condition: Condition) -> None:
+        self.condition = condition
+        slots = self.options.slots if condition.slots is None else condition.slots
+        self.slots.resize(slots, now())
+
+    def refusal(self) -> tuple[int, float] | None:
+        """(status, seconds until it is sent) of the answer to a request that gets no slot."""
+        condition = self.condition
+        if condition.limit and self.slots.inside >= condition.limit:
+            self.counters.refused += 1
+            return 429, 0.0
+        if condition.status and self.rng.random() < condition.share:
+            self.counters.failed += 1
+            return condition.status, condition.after
+        return None
 
 
 class Generation:
@@ -85,13 +102,17 @@ class Generation:
         self._server = server
         self._connection: Connection | None = connection
         self._question = question
-        self._tokens_left = max(1, question.max_tokens or server.options.tokens)
+        self._tokens = self._tokens_left = max(1, question.max_tokens or server.options.tokens)
+        self._slow = 1.0
+        self._service = 0.0
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, now: float) -> None:
-        self._due = now + self._server.times.draw()
-        if self._due > now:
+        self._slow = self._server.condition.slow
+        self._service = self._server.times.draw() * self._slow
+        self._due = now + self._service
+        if self._service > 0:
             self._timer = self._server.loop.call_at(self._due, self._serve)
         else:
             self._serve()
@@ -103,38 +124,70 @@ class Generation:
         if not server.options.keep_working:
             if self._timer is not None:
                 self._timer.cancel()
-            server.slots.cancel(self, server.loop.time())
+            server.slots.cancel(self, now())
 
     def _serve(self) -> None:
+        fields = answers.told(self._service) if self._service > 0 else b""
         if not self._question.stream:
             if self._connection is not None:
-                self._connection.send(200, _completion(self._tokens_left))
+                self._connection.send(200, answers.completion(self._tokens_left), fields)
             self._finish()
             return
         if self._connection is not None:
-            self._connection.write(_STREAM_HEAD)
+            self._connection.write(answers.stream_head(fields))
         self._token()
 
     def _token(self) -> None:
+        server = self._server
+        if server.condition.stalls_after == self._tokens - self._tokens_left:
+            return  # it stays in its slot until its client leaves
         self._tokens_left -= 1
         last = self._tokens_left == 0
         if self._connection is not None:
-            self._connection.write(_chunk(_LAST_TOKEN if last else _TOKEN))
-        self._server.counters.tokens += 1
+            self._connection.write(answers.chunk(last=last))
+        server.counters.tokens += 1
         if last:
             if self._connection is not None:
-                self._connection.write(_DONE)
+                self._connection.write(answers.DONE)
             self._finish()
             return
         # On the schedule of the stream's start, so that a late token does not delay the next.
-        self._due += self._server.options.token_interval
-        self._timer = self._server.loop.call_at(self._due, self._token)
+        factor = self._slow * server.batch.factor(server.counters.in_service)
+        self._due += server.options.token_interval * factor
+        self._timer = server.loop.call_at(self._due, self._token)
 
     def _finish(self) -> None:
         connection, self._connection = self._connection, None
-        self._server.slots.finish(self, self._server.loop.time(), wanted=connection is not None)
+        # Work without a duration has no time that it was due, but the present.
+        due = self._due if self._service > 0 else now()
+        self._server.slots.finish(self, due, wanted=connection is not None)
         if connection is not None:
             connection.finished()
+
+
+class Held:
+    """One request that takes no slot: refused a moment from now, or kept without an answer."""
+
+    def __init__(self, server: Server, connection: "Connection") -> None:
+        self._server = server
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        server.counters.held += 1
+
+    def refuse(self, status: int, after: float) -> None:
+        self._timer = self._server.loop.call_later(after, self._send, status)
+
+    def abandon(self) -> None:
+        counters = self._server.counters
+        counters.held -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+        else:
+            counters.cancelled += 1
+
+    def _send(self, status: int) -> None:
+        self._server.counters.held -= 1
+        self._connection.refuse(status)
 
 
 class Connection(asyncio.Protocol):
@@ -144,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._generation: Generation | None = None
+        self._generation: Generation | Held | None = None
         self._waiting: deque[tuple[bytes, bytes, bytes, bool]] = deque()
         self._url = b""
         self._body: list[bytes] = []
@@ -197,12 +250,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def send(self, status: int, body: bytes) -> None:
-        closing = b"" if self._keep_alive else b"connection: close\r\n"
-        self.write(
-            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
-            % (status, _PHRASES[status], len(body), closing, body)
-        )
+    def send(self, status: int, body: bytes, fields: bytes = b"") -> None:
+        head = answers.head(status, len(body), fields, keep_alive=self._keep_alive)
+        self.write(head + body)
+
+    def refuse(self, status: int) -> None:
+        after = self._server.condition.retry_after
+        fields = b"" if after is None else b"retry-after: %d\r\n" % after
+        self.send(status, answers.error("not now", "overloaded"), fields)
+        self.finished()
 
     def finished(self) -> None:
         """The answer is out to its last byte."""
@@ -218,60 +274,58 @@ class Connection(asyncio.Protocol):
         if self._generation is not None or not self._waiting:
             return
         method, path, body, self._keep_alive = self._waiting.popleft()
-        if method == b"POST" and path != b"/stats/reset":
+        if method == b"POST" and path not in _PAGES:
             self._generate(body)
             return
-        self.send(*self._page(method, path))
+        self.send(*self._page(method, path, body))
         self.finished()
 
     def _generate(self, body: bytes) -> None:
+        server = self._server
+        server.counters.arrived += 1
+        condition = server.condition
+        if condition is not HEALTHY and self._ails(condition):
+            return
         try:
             question = _QUESTION.decode(body) if body else Question()
         except msgspec.DecodeError:
             question = Question()  # not JSON: a binary tensor is answered all the same
-        generation = self._generation = Generation(self._server, self, question)
-        if not self._server.slots.enter(generation, self._server.loop.time()):
-            self.send(503, b'{"error":{"message":"queue full","type":"overloaded"}}')
-            self.finished()
+        generation = self._generation = Generation(server, self, question)
+        if not server.slots.enter(generation, now()):
+            self.refuse(503)
 
-    def _page(self, method: bytes, path: bytes) -> tuple[int, bytes]:
-        counters = self._server.counters
+    def _ails(self, condition: Condition) -> bool:
+        """Whether this request gets no slot but what the condition has for it."""
+        server = self._server
+        if condition.hangs or condition.head_only:
+            self._generation = Held(server, self)
+            if condition.head_only:
+                self.write(answers.stream_head())
+            return True
+        if (refusal := server.refusal()) is None:
+            return False
+        held = self._generation = Held(server, self)
+        held.refuse(*refusal)
+        return True
+
+    def _page(self, method: bytes, path: bytes, body: bytes) -> tuple[int, bytes]:
+        server = self._server
         if path == b"/stats/reset" and method == b"POST":
-            counters.reset()
+            server.counters.reset()
+            return 200, b"{}"
+        if path == b"/control" and method == b"POST":
+            try:
+                server.become(faults.decode(body))
+            except msgspec.MsgspecError as problem:
+                return 400, answers.error(str(problem), "invalid_request")
             return 200, b"{}"
         if path == b"/stats":
-            return 200, msgspec.json.encode(counters.as_dict())
+            return 200, msgspec.json.encode(server.counters.as_dict())
         if path == b"/health":
             return 200, b"{}"
         if path == b"/v1/models":
-            model = {"id": MODEL, "object": "model", "created": _CREATED, "owned_by": "loadtests"}
-            return 200, msgspec.json.encode({"object": "list", "data": [model]})
-        return 404, b'{"error":{"message":"no such page","type":"not_found"}}'
-
-
-def _chunk(rest: bytes) -> bytes:
-    event = b"%b%d%b" % (_CHUNK_HEAD, time.monotonic_ns(), rest)
-    return b"%x\r\n%b\r\n" % (len(event), event)
-
-
-def _completion(tokens: int) -> bytes:
-    text = "token " * min(tokens, 4096)
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": text},
-    }
-    usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-    return msgspec.json.encode(
-        {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": _CREATED,
-            "model": MODEL,
-            "choices": [choice],
-            "usage": usage,
-        }
-    )
+            return 200, answers.models()
+        return 404, answers.error("no such page", "not_found")
 
 
 def arguments() -> argparse.Namespace:
@@ -288,6 +342,9 @@ def arguments() -> argparse.Namespace:
     add("--tokens", type=int, default=plain.tokens, help="when a request sets no max_tokens")
     add("--token-interval", type=float, default=plain.token_interval, help="seconds")
     add("--keep-working", action="store_true", help="do not notice that a client left")
+    add("--mixture", type=float, nargs="*", default=[], help="service times, each as likely")
+    add("--batch", type=int, default=0, help="streams of a full batch; tokens get slower up to it")
+    add("--batch-slowdown", type=float, default=1.0, help="of the tokens in a full batch")
     return parser.parse_args()
 
 
@@ -308,6 +365,8 @@ async def serve(host: str, port: int, options: Options) -> None:
 def main() -> None:
     given = vars(arguments())
     host, port = given.pop("host"), given.pop("port")
+    given["mixture"] = tuple(given["mixture"])
+    raise_open_files()
     uvloop.run(serve(host, port, Options(**given)))
 
 

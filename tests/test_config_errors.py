@@ -39,9 +39,9 @@ ONE_ERROR = {
     "unknown without a guess": ("drain: {§zzz: 1}" + REST, r"known here: grace, timeout"),
     "key of another section": ("§sample: 1%" + REST, "unknown key 'sample' "),
     "misplaced key": ("drain: {§replay_total: 1%}" + REST, "did you mean limits.replay_total?"),
-    "later filter": ("filters: {§hedge: {after: p95}}" + REST, "not available in this version"),
+    "later filter": ("filters: {§batch: {size: 8}}" + REST, "not available in this version"),
     "later cluster key": (
-        "clusters: {llm: {endpoints: http://a, §outlier: {}}}" + CLUSTER,
+        "clusters: {llm: {endpoints: http://a, §discovery: {}}}" + CLUSTER,
         "not available in this version",
     ),
     "duplicate key": ("drain:\n  grace: 1s\n  §grace: 2s" + REST, "duplicate key 'grace' .*line 2"),
@@ -101,6 +101,24 @@ ONE_ERROR = {
     "bad size": ("limits: {head_bytes: §64k}" + REST, "write 64KiB"),
     "bad share": ("filters: {budget: {ratio: §10}}" + REST, "more than 100% .*write 10%"),
     "share over 100%": ("filters: {budget: {ratio: §101%}}" + REST, "more than 100%"),
+    "bare rate": (
+        "filters: {rate_limit: {rate: §100, burst: 1}}" + REST,
+        "the rate 100 has no unit .*write 100/s",
+    ),
+    "spelled rate": (
+        "filters: {rate_limit: {rate: §5 per minute, burst: 1}}" + REST,
+        "write 5/m",
+    ),
+    "rate of 0": ("filters: {rate_limit: {rate: §0/s, burst: 1}}" + REST, "rate_limit: off"),
+    "burst of 0": ("filters: {rate_limit: {rate: 1/s, burst: §0}}" + REST, "at least 1, is 0"),
+    "rate without a burst": ("filters: {rate_limit: §{rate: 1/s}}" + REST, "missing key 'burst'"),
+    "limit key": (
+        "filters: {rate_limit: {key: §authorization, rate: 1/s, burst: 1}}" + REST,
+        "cannot limit by .*write header:authorization",
+    ),
+    "priority header": ("filters: {priority: {header: §x y}}" + REST, "not a header's name"),
+    "framing priority header": ("filters: {priority: {header: §Host}}" + REST, "belongs to the co"),
+    "class": ("filters: {priority: {default: §criticl}}" + REST, "did you mean 'critical'"),
     "network": ("trust: [§10.0.0.1/8]" + REST, "write 10.0.0.0/8"),
     # Addresses and URLs.
     "port alone": ("listen: §8080" + REST, "write 127.0.0.1:8080"),
@@ -160,6 +178,19 @@ ONE_ERROR = {
     "half a certificate": (
         "clusters: {llm: {endpoints: https://a, tls: §{cert: x.pem}}}" + CLUSTER,
         "key is missing",
+    ),
+    "ejection": (
+        "clusters: {llm: {endpoints: http://a, outlier: {max_ejection: §1s}}}" + CLUSTER,
+        "base_ejection 5s is more than max_ejection 1s",
+    ),
+    "limit": ("filters: {admission: {min: §9, max: 8}}" + REST, "min 9 is more than max 8"),
+    "first limit": (
+        "filters: {admission: {initial: §900, max: 800}}" + REST,
+        "initial 900 is not from min 1 to max 800",
+    ),
+    "hedges": (
+        "filters: {budget: {ratio: 10%, hedges: §20%}}" + REST,
+        "hedges 20% is more than ratio 10%",
     ),
     # Routes' own values.
     "path": (ROUTES + "routes: [{cluster: llm, path: §v1}]", "write /v1"),

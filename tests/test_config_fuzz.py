@@ -6,8 +6,15 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from filters.admission import Config as Admission
+from filters.admission import Queue
 from filters.budget import Config as Budget
 from filters.deadline import Config as Deadline
+from filters.hedge import Config as Hedge
+from filters.load_shed import Config as LoadShed
+from filters.outlier import Config as Outlier
+from filters.priority import Config as Priority
+from filters.rate_limit import Config as RateLimit
 from filters.retry import Config as Retry
 from gateway.config import (
     AccessLog,
@@ -114,6 +121,11 @@ def test_the_unmutated_lines_load() -> None:
     assert isinstance(outcome("\n".join(LINES)), Config)
 
 
+def pairs(each: st.SearchStrategy[float]) -> st.SearchStrategy[list[float]]:
+    """Two of them, the smaller one first."""
+    return st.tuples(each, each).map(sorted)
+
+
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,10}", fullmatch=True)
 seconds = st.floats(min_value=0.001, max_value=86400)
 shares = st.floats(min_value=1e-6, max_value=1)
@@ -133,6 +145,15 @@ filters = st.builds(
     | st.builds(
         Deadline, default=st.none() | seconds, max=seconds, first_byte=seconds, stall=seconds
     ),
+    priority=st.none() | st.builds(Priority, default=st.sampled_from(["critical", "sheddable"])),
+    rate_limit=st.none()
+    | st.builds(
+        RateLimit,
+        key=st.sampled_from(["client", "route", "header:x-a"]),
+        rate=st.floats(min_value=1 / 86400, max_value=1e6),
+        burst=counts,
+        dry_run=st.booleans(),
+    ),
     retry=st.none()
     | st.builds(
         Retry,
@@ -140,7 +161,20 @@ filters = st.builds(
         on=st.lists(st.sampled_from(["connect", "reset", "timeout", 429, 503])).map(tuple),
         idempotent=st.sampled_from(["auto", "always", "never"]),
     ),
-    budget=st.builds(Budget, ratio=shares, hedges=shares, min_per_second=st.floats(0, 1e6)),
+    admission=st.none()
+    | st.builds(
+        Admission,
+        limit=st.just("adaptive") | counts,
+        min=st.integers(1, 512),
+        max=st.integers(512, 10_000),
+        queue=st.builds(Queue, size=counts, timeout=seconds),
+        dry_run=st.booleans(),
+    ),
+    load_shed=st.none()
+    | st.builds(LoadShed, loop_lag=st.none() | seconds, memory=st.none() | shares),
+    hedge=st.none()
+    | st.builds(Hedge, after=st.integers(500, 999).map(lambda n: n / 1000), min=seconds),
+    budget=pairs(shares).map(lambda pair: Budget(hedges=pair[0], ratio=pair[1])),
 )
 clusters = st.builds(
     Cluster,
@@ -156,6 +190,8 @@ clusters = st.builds(
     ).map(tuple),
     balance=st.builds(Balance, policy=st.sampled_from(["round_robin", "consistent_hash"])),
     connect_timeout=seconds,
+    outlier=st.none()
+    | pairs(seconds).map(lambda pair: Outlier(base_ejection=pair[0], max_ejection=pair[1])),
     connections=st.builds(Connections, max=counts, idle=seconds),
     tls=st.none() | st.builds(UpstreamTls, verify=st.booleans(), server_name=st.none() | hosts),
     health=st.none()

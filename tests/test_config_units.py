@@ -13,6 +13,7 @@ from gateway.config_text import (
     parse_endpoint,
     parse_header_value,
     parse_host,
+    parse_limit_key,
     parse_path,
     parse_url,
 )
@@ -20,6 +21,8 @@ from gateway.config_units import (
     BadValueError,
     format_unit,
     parse_duration,
+    parse_quantile,
+    parse_rate,
     parse_share,
     parse_size,
 )
@@ -49,6 +52,18 @@ GOOD: list[tuple[Callable[[str], object], str, object]] = [
     (parse_share, "1", 1.0),
     (parse_share, "0", 0.0),
     (parse_share, "12.5%", 0.125),
+    (parse_quantile, "p50", 0.5),
+    (parse_quantile, "p95", 0.95),
+    (parse_quantile, "p99.9", 0.999),
+    (parse_rate, "100/s", 100.0),
+    (parse_rate, "600/m", 10.0),
+    (parse_rate, "1000/h", 1000 / 3600),
+    (parse_rate, "1/d", 1 / 86400),
+    (parse_rate, "0.5/s", 0.5),
+    (parse_rate, "1000000/s", 1e6),
+    (parse_limit_key, "client", "client"),
+    (parse_limit_key, "route", "route"),
+    (parse_limit_key, "header:X-Api-Key", "header:x-api-key"),
     (parse_address, "127.0.0.1:80", "127.0.0.1:80"),
     (parse_address, "LocalHost:080", "localhost:80"),
     (parse_address, "[::1]:80", "[::1]:80"),
@@ -77,6 +92,10 @@ BAD: list[tuple[Callable[[str], object], str]] = [
     *((parse_size, each) for each in ("", "-1", "1k", "64Ki", "1.5", "1.5B", "1 MiB", "9e9", "²")),
     *((parse_size, each) for each in ("99999999999TiB", "1mib")),
     *((parse_share, each) for each in ("", "-1%", "101%", "2", "1e-3", "%", "nan", "1e-10%")),
+    *((parse_quantile, each) for each in ("", "p", "95", "95%", "p95%", "P95", "p100", "p 95")),
+    *((parse_rate, each) for each in ("", "100", "/s", "100/", "100/ms", "100/w", "-1/s", "1e3/s")),
+    *((parse_rate, each) for each in ("0/s", "0.9/d", "1000001/s", "\u0661/s", "1/s ", "nan/s")),
+    *((parse_limit_key, each) for each in ("", "header", "header:", "header:a b", "Client", "ip")),
     *((parse_address, each) for each in ("", "80", ":80", "a", "a:", "a:x", "::1:80", "[::1]")),
     *((parse_address, each) for each in ("[::1", "[1.2.3.4]:1", "a:70000", "http://a:1", "a b:1")),
     *((parse_address, each) for each in ("unix:", "unix:x", "unix:/" + "x" * 200, "1.2.3:1")),
@@ -115,6 +134,20 @@ def test_bad(parse: Callable[[str], object], text: str) -> None:
         (parse_size, "64K", "write 64KiB"),
         (parse_size, "2g", "write 2GiB"),
         (parse_share, "50", "write 50%"),
+        (parse_quantile, "95%", "write p95"),
+        (parse_quantile, "99.9", "write p99.9"),
+        (parse_quantile, "0.95", "write p95"),
+        (parse_quantile, "median", "write p95 or p99.9"),
+        (parse_rate, "100", "write 100/s"),
+        (parse_rate, "100/sec", "write 100/s"),
+        (parse_rate, "100 / s", "write 100/s"),
+        (parse_rate, "10r/m", "write 10/m"),
+        (parse_rate, "600rpm", "write 600/m"),
+        (parse_rate, "5 requests per hour", "write 5/h"),
+        (parse_rate, "5/ms", "write 100/s, 600/m"),
+        (parse_rate, "0/s", "rate_limit: off"),
+        (parse_limit_key, "Authorization", "write header:authorization"),
+        (parse_limit_key, "ip", "write client, route"),
         (parse_endpoint, "localhost:8000", "write http://localhost:8000"),
         (parse_endpoint, "http://a:1/v1?x", "write http://a:1,"),
         (parse_cidr, "192.168.1.7/24", "write 192.168.1.0/24"),
@@ -139,6 +172,24 @@ def test_every_size_is_written_back(size: int) -> None:
 @given(st.floats(min_value=1e-9, max_value=1))
 def test_every_share_is_written_back(share: float) -> None:
     assert parse_share(format_unit(share, "share")) == share
+
+
+@given(st.floats(min_value=0.5, max_value=0.999))
+def test_every_quantile_is_written_back(quantile: float) -> None:
+    assert parse_quantile(format_unit(quantile, "quantile")) == quantile
+
+
+@given(st.floats(min_value=1 / 86400, max_value=1e6))
+def test_every_rate_is_written_back(rate: float) -> None:
+    assert parse_rate(format_unit(rate, "rate")) == rate
+
+
+@given(st.integers(1, 10**6), st.sampled_from("smhd"))
+def test_a_rate_written_by_hand_survives(number: int, unit: str) -> None:
+    rate = parse_rate(f"{number}/{unit}")
+    written = format_unit(rate, "rate")
+    assert parse_rate(written) == rate
+    assert len(written) <= len(f"{number}/{unit}")
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["us", "ms", "s", "m", "h", "d"]))

@@ -67,6 +67,7 @@ MAY = {"gateway/replies.py": {"logging"}, "filters/*": {"asyncio"}}
 ASYNCIO = {
     "AbstractEventLoop",
     "CancelledError",
+    "Future",
     "Task",
     "current_task",
     "get_running_loop",

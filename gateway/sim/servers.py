@@ -1,4 +1,4 @@
-"""Simulated model servers: slots, a FIFO queue, lognormal service times, token streams, faults.
+"""Simulated model servers: slots, a FIFO queue, service times, token streams, faults.
 
 What a server does to one request is a ``Job``; who waits for it hears of it by callback. Slots,
 queue and counts are the whole truth about the work done upstream, whatever the gateway believes.
@@ -7,69 +7,11 @@ queue and counts are the whole truth about the work done upstream, whatever the 
 import asyncio
 import math
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from random import Random
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A server in good health. ``mean`` and ``sigma`` (of the logarithm) are those of the service
-    time in seconds; a slot is held for it, and to the last token of a stream.
-
-    With ``tokens`` > 0 the answer streams: the service time is that to the first token, and the
-    others follow ``pace`` seconds apart. ``head_first``: the head comes when the request does, as
-    model servers send it for event streams, otherwise with the first byte. ``aborts``: work is
-    dropped when its client leaves. A body that is ``poison`` crashes the server, ``fuse`` seconds
-    after its arrival, for ``restart`` seconds.
-    """
-
-    slots: int = 8
-    mean: float = 0.020
-    sigma: float = 0.5
-    tokens: int = 0
-    pace: float = 0.005
-    head_first: bool = False
-    aborts: bool = True
-    poison: bytes | None = None
-    fuse: float = 0.005
-    restart: float = 0.5
-
-    def seconds(self, rng: Random) -> float:
-        """One service time."""
-        if self.sigma == 0:
-            return self.mean
-        return self.mean * math.exp(rng.gauss(-(self.sigma**2) / 2, self.sigma))
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What ails a server, from one moment on. The default is good health.
-
-    ``refuses``: dead; its connections break and new ones are refused. ``drops``: connections are
-    neither made nor refused. ``hangs``: accepts and never answers. ``status``: not 0, ``share`` of
-    the requests are answered with it after ``after`` seconds, without taking a slot, with
-    ``retry_after`` if that is set. ``resets``: ``share`` of the connections break ``after``
-    seconds after the whole request. ``slow`` multiplies service times and token gaps. ``slots``
-    replaces the model's. ``stalls_after``: streams stop after so many tokens and stay open.
-    """
-
-    refuses: bool = False
-    drops: bool = False
-    hangs: bool = False
-    status: int = 0
-    resets: bool = False
-    share: float = 1.0
-    after: float = 0.001
-    retry_after: int | None = None
-    slow: float = 1.0
-    slots: int | None = None
-    stalls_after: int | None = None
-
-
-HEALTHY = Condition()
-DEAD = Condition(refuses=True)
+from gateway.sim.models import FULL, HEALTHY, Condition, Model
 
 
 class Waiter(Protocol):
@@ -90,13 +32,15 @@ class Stage(Enum):
 
 
 class Job:
-    """One request at a server. ``waiter`` is None when nobody waits any more."""
+    """One request at a server. ``waiter`` is None when nobody waits any more. ``started`` is when
+    work on it began, and ``service`` how long that took in the end, both in seconds."""
 
-    __slots__ = ("begun", "seconds", "sent", "stage", "timer", "waiter")
+    __slots__ = ("begun", "seconds", "sent", "service", "stage", "started", "timer", "waiter")
 
     def __init__(self, waiter: Waiter, seconds: float) -> None:
         self.waiter: Waiter | None = waiter
         self.seconds = seconds
+        self.started = self.service = 0.0
         self.stage = Stage.HELD
         self.timer: asyncio.TimerHandle | None = None
         self.begun = False
@@ -149,6 +93,11 @@ class ModelServer:
         self._jobs[job] = None
         struck = condition.share >= 1 or self._rng.random() < condition.share
         if condition.hangs:
+            if condition.heads:
+                self._loop.call_soon(self._begin, job)
+            return job
+        if model.limit is not None and len(self._jobs) > model.limit:
+            job.timer = self._loop.call_later(FULL.after, self._refuse, job, FULL)
             return job
         if struck and condition.status:
             job.timer = self._loop.call_later(condition.after, self._refuse, job, condition)
@@ -182,9 +131,14 @@ class ModelServer:
             job = queue.popleft()
             if job.stage is Stage.QUEUED:
                 job.stage = Stage.RUNNING
+                job.started = self._loop.time()
                 self.busy += 1
-                seconds = job.seconds * self.condition.slow
-                job.timer = self._loop.call_later(seconds, self._worked, job)
+                self._work(job)
+
+    def _work(self, job: Job) -> None:
+        """Begin with a job that has got its slot."""
+        seconds = job.seconds * self.condition.slow
+        job.timer = self._loop.call_later(seconds, self._worked, job)
 
     def _worked(self, job: Job) -> None:
         """A plain answer is ready, or the next token of a stream."""
@@ -212,6 +166,7 @@ class ModelServer:
         if job.stage is Stage.OVER:
             return
         waiter = job.waiter
+        job.service = self._loop.time() - job.started
         self._leave(job)
         if waiter is None:
             self.wasted += 1

@@ -16,7 +16,9 @@ from gateway import config
 from gateway.clock import Timer
 from gateway.endpoint import Endpoint, locate
 from gateway.fields import lines_of
-from gateway.sim.servers import Model, ModelServer
+from gateway.sim.batching import BatchingServer
+from gateway.sim.models import Model
+from gateway.sim.servers import ModelServer
 
 if TYPE_CHECKING:
     from gateway.pool import Pool
@@ -27,13 +29,14 @@ CONNECT = 0.0005
 
 
 class SimulatedAnswer:
-    """One attempt at a simulated server. Implements ``filters.api.Answer`` and ``Waiter``.
+    """One attempt at a simulated server. Implements ``filters.seams.Answer`` and ``Waiter``.
 
     ``head`` resolves to None when a usable head is there, else to the reason of the failure.
     """
 
     __slots__ = (
-        "_clock", "_ended", "_job", "_pieces", "_result", "_server", "_sink", "_stall_s", "_timer",
+        "_begun", "_clock", "_ended", "_job", "_pieces", "_result", "_server", "_sink", "_stall_s",
+        "_timer",
         "first_byte", "head", "headers", "status",
     )  # fmt: skip
 
@@ -48,6 +51,7 @@ class SimulatedAnswer:
         self._ended = False
         self._sink: Client | None = None
         self._result: asyncio.Future[Outcome] = loop.create_future()
+        self._begun: asyncio.Future[None] = loop.create_future()
         self.first_byte: float | None = None
         self.head: asyncio.Future[Reason | None] = loop.create_future()
         self.status = 0
@@ -70,6 +74,7 @@ class SimulatedAnswer:
         now = self._clock.now()
         if self.first_byte is None:
             self.first_byte = now
+            self._wake()
             self._timer.set(now + self._stall_s)
         else:
             self._timer.due = now + self._stall_s
@@ -82,10 +87,12 @@ class SimulatedAnswer:
         self._timer.stop()
         if self.first_byte is None:
             self.first_byte = self._clock.now()
+            self._wake()
         self._ended = True
         if self._sink is None:
             self._pieces.append(data)
         else:
+            self._sink.service = self._job.service
             self._sink.finish(data, [])
             self._settle(Kind.OK, None)
 
@@ -102,12 +109,30 @@ class SimulatedAnswer:
     def _settle(self, kind: Kind, reason: Reason | None) -> None:
         if not self._result.done():
             self._result.set_result(Outcome(kind, self.status, reason))
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._begun.done():
+            self._begun.set_result(None)
 
     def _out_of_time(self) -> None:
         self._server.abandon(self._job)
         self._failed(Reason.FIRST_BYTE_TIMEOUT if self.first_byte is None else Reason.STALL)
 
     # -- Answer ---------------------------------------------------------------------------------
+
+    @property
+    def empty(self) -> bool:
+        return self._ended and not any(self._pieces)
+
+    async def body_begun(self) -> Outcome | None:
+        await self._begun
+        if not self._result.done():
+            return None
+        broken = self._result.result()
+        if broken.reason is Reason.UPSTREAM_TRUNCATED:  # as in ``gateway/call.py``
+            broken.reason = Reason.UPSTREAM_RESET
+        return broken
 
     async def relay(self, exchange: Exchange) -> Outcome:
         if self._result.done():  # it broke between the head and now
@@ -116,6 +141,7 @@ class SimulatedAnswer:
         exchange.first_byte = self.first_byte
         downstream.start(self.status, lines_of(self.headers), None)
         if self._ended:
+            downstream.service = self._job.service
             downstream.finish(b"".join(self._pieces), [])
             return Outcome(Kind.OK, self.status)
         self._sink = downstream
@@ -199,6 +225,10 @@ def simulated_endpoint(
 ) -> tuple[Endpoint, ModelServer]:
     """A real endpoint (load, health, statistics) in front of a simulated server."""
     endpoint = Endpoint(locate(url), weight, settings, clock, loop)
-    server = ModelServer(endpoint.name, model, loop, rng)
+    server = (
+        ModelServer(endpoint.name, model, loop, rng)
+        if model.batching is None
+        else BatchingServer(endpoint.name, model, model.batching, loop, rng)
+    )
     endpoint.pool = cast("Pool", SimulatedPool(server, settings, clock, loop))
     return endpoint, server

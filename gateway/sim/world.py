@@ -6,21 +6,26 @@ invariants are checked that no scenario may break, whatever it is about.
 """
 
 import asyncio
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from filters import budget
 from filters.api import Exchange, Outcome, Reason, Service
 from gateway import config
 from gateway.balancer import balancer
 from gateway.body import ReplayStore
 from gateway.clock import LoopClock
 from gateway.cluster import Cluster
-from gateway.sim.clients import Crowd, Record, Traffic
+from gateway.sim.audit import AuditedBudget, abridged, faulty, over_cap, overspent
+from gateway.sim.crowds import Crowd, Traffic
 from gateway.sim.loop import Deadlock, VirtualLoop, run
-from gateway.sim.servers import Condition, Model, ModelServer
+from gateway.sim.models import Condition, Model
+from gateway.sim.records import Gauge, Record, Sample
+from gateway.sim.servers import ModelServer
 from gateway.sim.upstreams import simulated_endpoint
 from gateway.wiring import Seams, Wiring
 
@@ -30,8 +35,8 @@ if TYPE_CHECKING:
 
 DRAIN = 7200.0
 """Virtual seconds after the last arrival in which everything must have ended: above every clock."""
-SHOWN = 5
-"""Broken rules of one kind that a report spells out."""
+EVERY = 0.1
+"""Virtual seconds between two samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,50 +54,12 @@ class Plan:
         return max(sum(seconds for seconds, _ in each.phases) for each in self.traffic)
 
 
-class AuditedBudget(budget.Budget):
-    """A budget that keeps a journal: (second, kind), in order, for the audit."""
-
-    __slots__ = ("journal",)
-
-    def __init__(self, settings: budget.Config) -> None:
-        super().__init__(settings)
-        self.journal: list[tuple[int, str]] = []
-
-    def deposit(self, now: float, n: int = 1) -> None:
-        super().deposit(now, n)
-        self.journal += [(int(now), "request")] * n
-
-    def withdraw(self, now: float, kind: Literal["retry", "hedge"]) -> bool:
-        granted = super().withdraw(now, kind)
-        if granted:
-            self.journal.append((int(now), kind))
-        return granted
-
-
-def overspent(journal: list[tuple[int, str]], settings: budget.Config) -> list[str]:
-    """Withdrawals that the rule of ``filters/budget.py`` forbids, by counting from scratch."""
-    broken = []
-    requests: dict[int, int] = {}
-    spent: dict[int, int] = {}
-    for second, kind in journal:
-        counts = requests if kind == "request" else spent
-        counts[second] = counts.get(second, 0) + 1
-        if kind == "request":
-            continue
-        window = range(second - budget.WINDOW + 1, second + 1)
-        earned = settings.ratio * sum(requests.get(each, 0) for each in window)
-        allowed = earned + settings.min_per_second * budget.WINDOW
-        taken = sum(spent.get(each, 0) for each in window)
-        if taken > allowed + 1e-6:
-            broken.append(f"budget overspent in second {second}: {taken} of {allowed:.1f}")
-    return broken
-
-
 @dataclass(frozen=True, slots=True)
 class Report:
     """What came out. ``broken`` are invariants; ``digest`` is the same for the same run."""
 
     records: tuple[Record, ...]
+    samples: tuple[Sample, ...]
     servers: tuple[ModelServer, ...]
     broken: tuple[str, ...]
     digest: str
@@ -104,17 +71,34 @@ class Report:
         """Those that arrived in these seconds of the run."""
         return [each for each in self.records if since <= each.arrived < until]
 
+    def sampled(self, since: float, until: float) -> list[Sample]:
+        """How things stood in these seconds of the run."""
+        return [each for each in self.samples if since <= each.at < until]
+
 
 def simulate(plan: Plan, seed: int) -> Report:
     """Run ``plan`` to its end. Never raises for what the simulated code does wrong: a deadlock or
     an exception that nobody caught is a broken invariant. About 0.1 ms per exchange."""
     loop = VirtualLoop(limit=plan.seconds + DRAIN)
     world = _World(plan, seed, loop)
+    with _seldom_collecting():
+        try:
+            run(world.drive(), loop)
+        except Deadlock as deadlock:
+            world.unexpected.append(str(deadlock))
+        return world.report()
+
+
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """In overload tens of thousands of exchanges are alive, and with the usual thresholds looking
+    through them for garbage takes more than half of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
     try:
-        run(world.drive(), loop)
-    except Deadlock as deadlock:
-        world.unexpected.append(str(deadlock))
-    return world.report()
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def _unwatched(exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
@@ -134,22 +118,30 @@ class _World:
         self._endpoints: list[Endpoint] = []
         self._crowds: list[Crowd] = []
         self._budgets: dict[str, AuditedBudget] = {}
+        self._wiring: Wiring
+        self._samples: list[Sample] = []
         self._tasks_left = 0
+        self._over_cap: list[str] = []
         self.unexpected: list[str] = []
         loop.set_exception_handler(self._uncaught)
 
     async def drive(self) -> None:
         """From the first arrival until nothing is under way any more."""
         loop, plan = self._loop, self._plan
-        wiring = self._wire()
+        wiring = self._wiring = self._wire()
         for at, number, condition in plan.events:
             loop.call_later(at, self._servers[number].become, condition)
         for number, traffic in enumerate(plan.traffic):
             rng = Random(f"{self._seed}/traffic/{number}")
-            self._crowds.append(Crowd(traffic, wiring.route, self._store, loop, rng))
+            self._crowds.append(Crowd(traffic, wiring.route, self._store, self._clock, loop, rng))
+        start = loop.time()
+        sampling = loop.create_task(self._sample_for_ever(start))
         await asyncio.sleep(max([plan.seconds, *(at for at, _, _ in plan.events)]))
         while not self._quiet():  # noqa: ASYNC110  Looking costs nothing in virtual time.
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(EVERY)
+        sampling.cancel()
+        self._sample(loop.time() - start)
+        await asyncio.sleep(0)
         self._tasks_left = len(asyncio.all_tasks(loop)) - 1
         self._clock.close()
 
@@ -180,7 +172,29 @@ class _World:
         first = Wiring(plan.config, clusters, seams, None)
         for name, each in first.budgets.items():
             self._budgets[name] = first.budgets[name] = AuditedBudget(each.config)
-        return Wiring(plan.config, clusters, seams, first)
+        wiring = Wiring(plan.config, clusters, seams, first)
+        wiring.activate()
+        return wiring
+
+    async def _sample_for_ever(self, start: float) -> None:
+        while True:
+            self._sample(self._loop.time() - start)
+            await asyncio.sleep(EVERY)
+
+    def _sample(self, at: float) -> None:
+        routes = tuple(
+            Gauge(each.limit.value, each.in_flight, len(each.queue), each.shedder.overloaded)
+            for each in self._wiring.admissions.values()
+        )
+        states = tuple([each.state for each in self._endpoints])
+        servers = tuple([(each.attempts, each.refused) for each in self._servers])
+        self._samples.append(Sample(at, routes, states, servers))
+        for name, cluster in self._wiring.clusters.items():
+            outlier = cluster.settings.outlier
+            if outlier is not None:
+                members = [each.state for each in cluster.endpoints.values()]
+                where = f"in {name} at {at:.1f} s"
+                self._over_cap += over_cap(members, outlier.max_ejected, where)
 
     def _quiet(self) -> bool:
         clients = all(crowd.done and crowd.open == 0 for crowd in self._crowds)
@@ -199,18 +213,24 @@ class _World:
             (s.name, s.attempts, s.served, s.wasted, s.cancelled, s.refused, s.crashes)
             for s in servers
         ]
-        digest = blake2b(repr((records, told)).encode(), digest_size=8).hexdigest()
-        return Report(tuple(records), servers, tuple(self._broken(records)), digest)
+        digest = blake2b(digest_size=8)
+        for each in (*records, *self._samples, *told):
+            digest.update(repr(each).encode())
+        broken = self._broken(records)
+        return Report(
+            tuple(records), tuple(self._samples), servers, tuple(broken), digest.hexdigest()
+        )
 
     def _broken(self, records: list[Record]) -> list[str]:
         broken = list(self.unexpected)
-        faults = [f"{r.traffic} at {r.arrived:.3f} s: {f}" for r in records for f in r.faults]
-        internal = [r for r in records if r.reason == Reason.INTERNAL.value]
-        faults += [f"{r.traffic} at {r.arrived:.3f} s: an exception inside" for r in internal]
-        broken += faults[:SHOWN] + ([f"{len(faults)} faults in all"] if len(faults) > SHOWN else [])
+        broken += faulty(records, Reason.INTERNAL.value)
         for crowd in self._crowds:
             if crowd.open:
                 broken.append(f"{crowd.open} exchanges without an end")
+        for name, admission in self._wiring.admissions.items():
+            if admission.in_flight or len(admission.queue):
+                held, queued = admission.in_flight, len(admission.queue)
+                broken.append(f"{held} permits of {name} not given back, {queued} in its queue")
         for endpoint in self._endpoints:
             if endpoint.active:
                 broken.append(f"{endpoint.active} permits of {endpoint.name} not given back")
@@ -222,5 +242,6 @@ class _World:
         if self._tasks_left:
             broken.append(f"{self._tasks_left} tasks left")
         for audited in self._budgets.values():
-            broken += overspent(audited.journal, audited.config)[:SHOWN]
+            broken += abridged(overspent(audited.journal, audited.config), "withdrawals")
+        broken += abridged(self._over_cap, "samples over the cap")
         return broken

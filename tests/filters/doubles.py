@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from filters.api import Body, Downstream, Exchange, Request
+from filters.api import Exchange, Request
 from gateway.fields import field
+
+if TYPE_CHECKING:
+    from filters.seams import Body, Downstream
 
 
 class Timer:
@@ -45,12 +48,17 @@ class HandClock:
 
 
 class WholeBody:
+    complete = True
+
     def __init__(self, data: bytes | None = b"{}", *, replayable: bool = True) -> None:
         self.data = data
         self.replayable = replayable
 
     def peek(self) -> bytes | None:
         return self.data
+
+    def hold(self) -> bool:
+        return self.replayable and self.data is not None
 
     def fingerprint(self) -> bytes | None:
         return None if self.data is None else hashlib.sha256(self.data).digest()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filters.api import Exchange, Kind, Outcome, Reason, Reject
-from filters.deadline import HEADER, Config, Deadline, bound
+from filters.deadline import HEADER, Config, Deadline, asked_seconds, bound
 from tests.filters.doubles import HandClock, exchange
 
 OK = Outcome(Kind.OK, 200)
@@ -31,7 +31,19 @@ OK = Outcome(Kind.OK, 200)
     ],
 )
 def test_the_smaller_wins(default: float | None, asked: bytes | None, seconds: float) -> None:
-    assert bound(Config(default=default, max=60.0), 100.0, asked) == pytest.approx(100.0 + seconds)
+    config = Config(default=default, max=60.0)
+    asked_s = None if asked is None else asked_seconds(asked)
+    assert bound(config, 100.0, asked_s) == pytest.approx(100.0 + seconds)
+
+
+@given(st.none() | st.floats(0, 100), st.none() | st.floats(0, 100), st.floats(0, 100))
+def test_a_client_outside_trust_only_shortens(
+    default: float | None, asked: float | None, most: float
+) -> None:
+    config = Config(default=default, max=most)
+    own = bound(config, 0.0, None)
+    assert bound(config, 0.0, asked, trusted=False) <= own
+    assert own == (most if default is None else min(default, most))
 
 
 @pytest.mark.parametrize(
@@ -42,12 +54,13 @@ def test_the_smaller_wins(default: float | None, asked: bytes | None, seconds: f
     ],
 )
 def test_nonsense_is_as_if_nothing_had_been_asked(asked: bytes) -> None:
-    assert bound(Config(default=5.0), 100.0, asked) == 105.0
+    assert asked_seconds(asked) is None
 
 
 @given(st.binary(max_size=30), st.floats(0, 1e5), st.floats(0, 1e9))
 def test_the_bound_always_holds(asked: bytes, maximum: float, arrived: float) -> None:
-    assert arrived <= bound(Config(max=maximum), arrived, asked) <= arrived + maximum
+    deadline = bound(Config(max=maximum), arrived, asked_seconds(asked))
+    assert arrived <= deadline <= arrived + maximum
 
 
 class Slow:
@@ -109,14 +122,16 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     clock = HandClock()
     slow = Slow()
     subject = exchange()
-    task = asyncio.create_task(Deadline(Config(), clock)(subject, slow))
+    filter_ = Deadline(Config(), clock)
+    task = asyncio.create_task(filter_(subject, slow))
     await slow.entered.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert slow.cancelled
     assert subject.reason is None
-    assert [timer.cancelled for timer in clock.timers] == [True]
+    clock.advance(10_000)  # the line's alarm finds nobody, and is not set again
+    assert (clock.timers, filter_.expired) == ([], 0)
 
 
 @pytest.mark.parametrize("first", ["client", "deadline"])
@@ -177,3 +192,53 @@ async def test_an_inner_deadline_does_not_end_an_outer_timeout() -> None:
     await slow.entered.wait()
     clock.advance(2)
     assert await task == "rejected"
+
+
+# -- the line of those that named no deadline --------------------------------------------------
+
+
+async def test_those_in_line_share_one_alarm_and_end_each_at_its_time() -> None:
+    clock = HandClock()
+    filter_ = Deadline(Config(max=10.0), clock)
+    tasks: list[asyncio.Task[Outcome]] = []
+    slows = [Slow() for _ in range(4)]
+    for slow in slows:
+        subject = exchange(arrived=clock.now())
+        tasks.append(asyncio.create_task(filter_(subject, slow)))
+        await slow.entered.wait()
+        clock.advance(1)
+    assert len(clock.timers) == 1
+    slows[0].leave.set()  # who the alarm was set for is gone before it rings
+    assert await tasks[0] is OK
+    ended = []
+    for _ in range(10):
+        clock.advance(1)
+        await asyncio.gather(*(asyncio.sleep(0) for _ in range(3)))
+        ended.append(sum(task.done() for task in tasks))
+    assert ended == [1, 1, 1, 1, 1, 1, 2, 3, 4, 4]
+    for task in tasks[1:]:
+        with pytest.raises(Reject):
+            task.result()
+    assert (clock.timers, filter_.expired) == ([], 3)
+
+
+async def test_a_tunnel_is_not_ended_by_its_age() -> None:
+    clock = HandClock()
+    for headers in ({}, {HEADER: b"1000"}):
+        filter_ = Deadline(Config(max=10.0), clock)
+        subject, other = (
+            exchange(headers=headers, arrived=clock.now()),
+            exchange(arrived=clock.now()),
+        )
+        subject.upgrade = True
+        subject.downstream.committed = True  # type: ignore[misc]
+        slow, behind = Slow(), Slow()
+        task = asyncio.create_task(filter_(subject, slow))
+        task_behind = asyncio.create_task(filter_(other, behind))
+        await behind.entered.wait()
+        clock.advance(20)
+        with pytest.raises(Reject):
+            await task_behind
+        assert not slow.cancelled
+        slow.leave.set()
+        assert await task is OK

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filters.api import Exchange, Reason, Reject, Request
+from filters.api import Exchange, Priority, Reason, Reject, Request
 from gateway import config, log_writer
 from gateway.access_log import LONGEST, AccessLog, escape_bytes
 from gateway.fields import field
@@ -51,9 +51,8 @@ def exchange(**changed: Any) -> Exchange:
     request = Request(
         b"POST", target, 1, [field(*each) for each in headers.items()], headers, host, 11
     )
-    made = Exchange(
-        request, Side(), Side(), client="10.0.0.1", trusted=True, secure=False, arrived=0.0
-    )  # type: ignore[arg-type]
+    side: Any = Side()
+    made = Exchange(request, side, side, client="10.0.0.1", trusted=True, secure=False, arrived=0.0)
     made.route = Bound()
     made.request_id = b"id-1"
     made.endpoint = "127.0.0.1:8000"
@@ -99,6 +98,23 @@ def test_a_text_line_has_the_same_and_no_query() -> None:
     for piece in ('"POST /v1/chat" 504 1500.000ms', "id-1", 'reason="stall"', r"\"why\"", "c"):
         assert piece in line
     assert "secret" not in line
+
+
+def test_what_filters_did_is_told_only_where_they_did_something() -> None:
+    each = exchange(
+        queued=0.0125, hedged=True, priority=Priority.SHEDDABLE, shadowed=Reason.RATE_LIMITED
+    )
+    (line,) = logged(each)
+    found = json.loads(line)
+    assert (found["queued_ms"], found["hedged"]) == (12.5, True)
+    assert (found["priority"], found["shadowed"]) == ("sheddable", "rate_limited")
+    (line,) = logged(each, format="text")
+    assert line.endswith(
+        ' queued=12.500ms priority="sheddable" hedged=true shadowed="rate_limited"\n'
+    )
+    (line,) = logged(exchange(priority=Priority.CRITICAL_PLUS))
+    assert json.loads(line)["priority"] == "critical_plus"
+    assert not {"queued_ms", "hedged", "shadowed"} & json.loads(line).keys()
 
 
 def test_a_refusal_says_why() -> None:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 import pytest
 
 from gateway.admin_rules import Asked, Listening, host_matches, judge
 from gateway.config import Admin, Drain, RequestHeaders, Secret
 from gateway.server import Server
+from tests.gateway.administered import GET, administered, ask_proxy
 from tests.gateway.exposition_format import parse, value
 from tests.harness import configure, eventually
 from tests.wire.client import Client
 from tests.wire.origin import Origin, silent
 
-GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 LOCAL = Listening(unix=False, local=True)
 UNIX = Listening(unix=True, local=True)
 WIDE = Listening(unix=False, local=False, names=frozenset(("pod-1",)))
@@ -91,60 +86,6 @@ def test_a_name_that_looks_like_an_address_is_a_name(host: str) -> None:
 # -- a running one -------------------------------------------------------------------------------
 
 
-class Answered(NamedTuple):
-    status: int
-    headers: Any
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-class Running:
-    def __init__(self, server: Server, session: aiohttp.ClientSession) -> None:
-        self.server = server
-        self._session = session
-
-    async def ask(
-        self, path: str, method: str = "GET", probe: bool = False, **headers: str
-    ) -> Answered:
-        admin = self.server.admin
-        assert admin is not None
-        bound = (admin.probe_addresses if probe else admin.addresses)[0]
-        base = "http://localhost" if isinstance(bound, str) else f"http://{bound[0]}:{bound[1]}"
-        named = {name.replace("_", "-"): text for name, text in headers.items()}
-        async with self._session.request(method, base + path, headers=named) as response:
-            return Answered(response.status, response.headers, await response.text())
-
-
-@asynccontextmanager
-async def administered(
-    *upstreams: Origin | str,
-    admin: Admin | None = None,
-    path: Path | None = None,
-    **sections: Any,
-) -> AsyncIterator[Running]:
-    admin = admin or Admin(listen="127.0.0.1:0", probes="127.0.0.1:0")
-    server = Server(configure(*upstreams, admin=admin, **sections), path)
-    await server.start()
-    listen = admin.listen or ""
-    unix = listen.removeprefix("unix:") if listen.startswith("unix:") else None
-    connector = aiohttp.UnixConnector(unix) if unix else aiohttp.TCPConnector()
-    try:
-        await server.start_admin()
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield Running(server, session)
-    finally:
-        await server.stop()
-
-
-async def ask_proxy(server: Server, raw: bytes) -> int:
-    async with await Client.connect(server.addresses[0]) as client:
-        await client.send(raw)
-        return (await client.response()).status
-
-
 async def test_probes() -> None:
     async with Origin() as origin, administered(origin) as running:
         for probe in (False, True):
@@ -183,7 +124,7 @@ async def test_metrics_are_what_happened() -> None:
         assert value(found, "tailrace_in_flight", route="0:/") == 0
         assert value(found, "tailrace_refused_total", reason="malformed") == 1
         assert value(found, "tailrace_endpoint_requests_total", **here) == 3
-        assert value(found, "tailrace_endpoint_healthy", **here) == 1
+        assert value(found, "tailrace_endpoint_state", state="healthy", **here) == 1
         assert value(found, "tailrace_upstream_connections", state="idle", **here) == 1
         assert value(found, "tailrace_upstream_connections", state="busy", **here) == 0
         assert value(found, "tailrace_upstream_connects_total", **here) == 1

@@ -188,6 +188,24 @@ class TestLoad:
         load.finish(9.0, None, failed=True)
         assert (load.active, load.failing(0.0), load.latency(0.0)) == (0, 0.0, 2.0)
 
+    def test_who_turns_attempts_away_does_not_come_to_look_fast(self) -> None:
+        """It never has anything in flight, so time alone would heal it."""
+        load = Load("a")
+        sample(load, 0.0, 2.0)
+        for second in range(1, 100):
+            load.start(second)
+            load.push_back(second)
+            load.finish(second, None, failed=False)
+        assert load.latency(100.0) > 0.3
+        assert load.latency(200.0) < 0.001
+
+    def test_who_is_pardoned_is_as_new(self) -> None:
+        load = Load("a")
+        sample(load, 0.0, 2.0)
+        sample(load, 0.0, 2.0, failed=True)
+        load.pardon()
+        assert (load.latency(0.0), load.failing(0.0), load.pressure(0.0)) == (0, 0, 1)
+
     def test_a_fast_failure_never_improves_the_estimate(self) -> None:
         load = Load("a")
         sample(load, 0.0, 2.0)

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filters.api import Reason
+from filters.api import Priority, Reason
 from gateway.exposition import Family, render
 from gateway.metrics import OTHER, SERIES, Histogram, Metrics
 from tests.gateway.exposition_format import parse, value
+
+CRITICAL = Priority.CRITICAL
 
 
 @pytest.mark.parametrize(
@@ -36,15 +38,17 @@ def test_new_buckets_begin_again_and_keep_what_is_in_flight() -> None:
     metrics = Metrics((1.0,))
     counters = metrics.route("r")
     counters.in_flight = 3
-    counters.requests["c", 2, None] = 7
+    counters.requests["c", 2, None, CRITICAL] = 7
     counters.durations.add(0.5)
+    counters.queue_waits.add(0.5)
     metrics.use((1.0,))
     assert counters.durations.counts == [1, 0], "equal buckets change nothing"
     metrics.use((0.2, 0.4, 0.6))
     assert metrics.route("r") is counters
-    assert (counters.in_flight, counters.requests["c", 2, None]) == (3, 7)
+    assert (counters.in_flight, counters.requests["c", 2, None, CRITICAL]) == (3, 7)
     counters.durations.add(0.5)
     assert counters.durations.counts == [0, 0, 1, 0]
+    assert counters.queue_waits.counts == [0, 0, 0, 0]
 
 
 def test_refusals_are_counted_by_reason() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from filters.api import Reason
+from filters.api import Priority, Reason
 from filters.deadline import Config as Deadline
 from gateway.config import AccessLog, Limits, Telemetry
 from tests.harness import Gateway, eventually, gateway
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\nUser-Agent: test\r\n\r\n"
 ROUTE = "0:/"
+CRITICAL = Priority.CRITICAL
 
 
 class Seen:
@@ -69,7 +70,7 @@ async def test_an_answer_is_counted_and_logged(tmp_path: Path) -> None:
         }  # fmt: skip
         assert {name: line[name] for name in wanted} == wanted
         assert 0 <= line["first_byte_ms"] <= line["duration_ms"]
-        assert seen.counters.requests == {("c", 2, None): 1}
+        assert seen.counters.requests == {("c", 2, None, CRITICAL): 1}
         assert seen.counters.in_flight == 0
         assert sum(seen.counters.durations.counts) == 1
         assert sum(seen.counters.first_bytes.counts) == 1
@@ -105,7 +106,7 @@ async def test_a_client_that_leaves_is_499(tmp_path: Path) -> None:
             assert seen.counters.in_flight == 1
         (line,) = await seen.lines(1)
         assert (line["status"], line["reason"]) == (499, "client_gone")
-        assert seen.counters.requests == {("c", 4, Reason.CLIENT_GONE): 1}
+        assert seen.counters.requests == {("c", 4, Reason.CLIENT_GONE, CRITICAL): 1}
         assert seen.counters.in_flight == 0
 
 
@@ -132,9 +133,9 @@ async def test_refusals_and_failures_have_their_reason(tmp_path: Path) -> None:
         ]
         assert lines[3]["detail"]
         assert seen.counters.requests == {
-            ("c", 5, Reason.UPSTREAM_RESET): 1,
-            ("c", 5, None): 1,
-            ("c", 5, Reason.DEADLINE): 1,
+            ("c", 5, Reason.UPSTREAM_RESET, CRITICAL): 1,
+            ("c", 5, None, CRITICAL): 1,
+            ("c", 5, Reason.DEADLINE, CRITICAL): 1,
         }
         assert running.server.telemetry.metrics.refused == {Reason.MALFORMED: 1}
 
@@ -155,7 +156,7 @@ async def test_a_body_that_breaks_off_is_one_exchange_and_one_line(tmp_path: Pat
         (line,) = await seen.lines(1)
         assert (line["status"], line["reason"], line["path"]) == (413, "body_too_large", "/")
         assert seen.running.server.telemetry.metrics.refused == {}
-        assert seen.counters.requests == {("c", 4, Reason.BODY_TOO_LARGE): 1}
+        assert seen.counters.requests == {("c", 4, Reason.BODY_TOO_LARGE, CRITICAL): 1}
 
 
 async def test_no_route_is_counted_too(tmp_path: Path) -> None:
@@ -181,13 +182,14 @@ async def test_a_reload_moves_the_log_and_loses_nothing(tmp_path: Path) -> None:
         off = Telemetry(access_log=None)
         assert await server.reload(msgspec.structs.replace(server.config, telemetry=off))
         await seen.running.ask(GET)
-        await eventually(lambda: (tmp_path / "three").exists())
+        three = tmp_path / "three"
+        await eventually(lambda: three.exists() and three.read_text() != "")
         await server.telemetry.stop()
         counts = [
             len((tmp_path / each).read_text().splitlines()) for each in ("one", "two", "three")
         ]
         assert counts == [1, 2, 1]
-        assert seen.counters.requests == {("c", 2, None): 5}
+        assert seen.counters.requests == {("c", 2, None, CRITICAL): 5}
         assert server.telemetry.lines_dropped == 0
 
 

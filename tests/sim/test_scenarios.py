@@ -1,54 +1,38 @@
-"""Every scenario holds with its mechanism and breaks without it; the same seed is the same run."""
+"""All scenarios together: named, repeatable, and runnable from the command line."""
 
 import os
-import secrets
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from gateway.sim.scenario import Scenario
-from gateway.sim.scenarios import SCENARIOS
+from gateway.sim.scenarios import BRIEF, FULL
 from gateway.sim.world import simulate
 
-FIXED = (1, 2)
-FRESH = secrets.randbelow(10**6) + 1000
-"""Another one every time the tests are run; a failure prints it."""
-
-each_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+ROWS = 15
+"""Situations that the filters were made for; each scenario about one of them names its number."""
 
 
-def _holds(scenario: Scenario, seed: int) -> None:
-    broken = scenario.broken(simulate(scenario.plan, seed))
-    again = f"python -m gateway.sim --scenario {scenario.name} --seed {seed}"
-    assert not broken, "\n".join([again, *broken])
+def test_every_row_has_a_scenario() -> None:
+    named = [re.match(r"row (\d+)", each.about) for each in FULL.values()]
+    assert {int(each[1]) for each in named if each} == set(range(1, ROWS + 1))
 
 
-@each_scenario
-@pytest.mark.parametrize("seed", FIXED)
-def test_holds_with_a_fixed_seed(scenario: Scenario, seed: int) -> None:
-    _holds(scenario, seed)
-
-
-@each_scenario
-def test_holds_with_a_fresh_seed(scenario: Scenario) -> None:
-    _holds(scenario, FRESH)
-
-
-@each_scenario
-def test_breaks_without_its_mechanism(scenario: Scenario) -> None:
-    with scenario.mechanism_off() as plan:
-        report = simulate(plan, FIXED[0])
-    claims = [said for holds, said in scenario.claims(report) if not holds]
-    assert claims, f"{scenario.name} holds without what it is about"
-    assert not report.broken, "the invariants do not depend on any mechanism"
+def test_brief_scenarios_are_full_ones_made_shorter() -> None:
+    for name, brief in BRIEF.items():
+        assert brief.plan.seconds <= FULL[name].plan.seconds
+        assert brief.plan.models == FULL[name].plan.models
+    rows = [{each.about.split(":")[0] for each in all_.values()} for all_ in (BRIEF, FULL)]
+    assert rows[0] == rows[1]
 
 
 def test_the_same_seed_is_the_same_run_to_the_last_digit() -> None:
-    scenario = SCENARIOS["stall-in-mid-stream"]
+    scenario = BRIEF["head-then-nothing-hedged"]
     one, two = simulate(scenario.plan, 5), simulate(scenario.plan, 5)
     assert one.records == two.records
+    assert one.samples == two.samples
     assert one.digest == two.digest
     assert simulate(scenario.plan, 6).digest != one.digest
 
@@ -79,11 +63,20 @@ def test_the_command_fails_and_says_how_to_see_it_again() -> None:
     assert "python -m gateway.sim --scenario retry-after --seed 3" in done.stdout
 
 
+def test_the_command_shows_every_claim_and_every_second() -> None:
+    done = _command("--scenario", "clients-leave", "--brief", "--verbose", "--timeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    claims = re.findall(r"^    holds: (.*)$", done.stdout, re.MULTILINE)
+    assert len(claims) == 5
+    seconds = re.findall(r"^ +(\d+) +\d+ +\d+ +\d+ +\d+ ", done.stdout, re.MULTILINE)
+    assert [int(each) for each in seconds] == list(range(15))
+
+
 def test_a_scenario_puts_back_what_it_took_away(
     patched_values: "Callable[[], list[object]]",
 ) -> None:
     before = patched_values()
-    for scenario in SCENARIOS.values():
+    for scenario in FULL.values():
         with scenario.mechanism_off():
             pass
     assert patched_values() == before
@@ -91,6 +84,6 @@ def test_a_scenario_puts_back_what_it_took_away(
 
 @pytest.fixture
 def patched_values() -> "Callable[[], list[object]]":
-    patches = [patch for scenario in SCENARIOS.values() for patch in scenario.patches]
+    patches = [patch for scenario in FULL.values() for patch in scenario.patches]
     assert patches
     return lambda: [getattr(patch.module, patch.name) for patch in patches]

@@ -1,25 +1,24 @@
 """The judges are judged: each invariant notices what it is there to notice."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
-from random import Random
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from filters import budget
+from filters.admission import Gate
 from filters.api import Exchange, Outcome
 from gateway import cluster, config, wiring
 from gateway.body import RequestBody
+from gateway.endpoint import Endpoint
 from gateway.proxy import Forward
-from gateway.sim.clients import Client, Traffic
-from gateway.sim.loop import START, VirtualLoop, run
+from gateway.sim.audit import cap, over_cap, overspent
+from gateway.sim.clients import Client
+from gateway.sim.crowds import Traffic
+from gateway.sim.models import Condition, Model
 from gateway.sim.scenario import world
-from gateway.sim.servers import Condition, Model, ModelServer
-from gateway.sim.stats import attempts_per_request, failures, quantile
-from gateway.sim.world import Plan, overspent, simulate
+from gateway.sim.servers import ModelServer
+from gateway.sim.world import Plan, simulate
 
 SMALL = Plan(world(2, config.Filters()), (Model(),), (Traffic("chat", ((1.0, 100.0),)),))
 
@@ -38,6 +37,25 @@ def test_a_sound_run_breaks_nothing() -> None:
 def test_a_permit_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.Permit, "release", lambda self, outcome: None)
     assert "permits of server-0:8000 not given back" in _broken()
+
+
+def test_a_permit_of_admission_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gate, "give_back", lambda self, cost, now: None)
+    assert "permits of all not given back, 0 in its queue" in _broken()
+
+
+def test_too_many_ejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "state", property(lambda self: "ejected"))
+    assert "2 of 2 ejected in llm at 0.0 s, 1 may be" in _broken()
+
+
+def test_the_run_is_sampled() -> None:
+    report = simulate(SMALL, 1)
+    times = [each.at for each in report.samples]
+    assert times[:11] == pytest.approx([n / 10 for n in range(11)])
+    assert {each.states for each in report.samples} == {("healthy", "healthy")}
+    assert {gauge.limit for each in report.samples for gauge in each.routes} == {512}
+    assert sum(sent for sent, _ in report.samples[-1].servers) == len(report.records)
 
 
 def test_an_exchange_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +114,27 @@ def test_the_audit_counts_what_the_budget_allows() -> None:
     assert len(overspent([*earned, *[(110, "retry")] * 2], settings)) == 1
 
 
+def test_the_audit_holds_hedges_to_their_part() -> None:
+    settings = budget.Config(ratio=0.1, hedges=0.05, min_per_second=0.2)
+    earned = [(100, "request")] * 40
+    assert overspent([*earned, *[(100, "hedge")] * 3], settings) == []
+    assert overspent([*earned, *[(100, "retry")] * 3, *[(100, "hedge")] * 3], settings) == []
+    (said,) = overspent([*earned, *[(100, "hedge")] * 4], settings)
+    assert "hedges overspent" in said
+
+
+@pytest.mark.parametrize(
+    ("members", "share", "allowed"),
+    [(1, 0.5, 1), (2, 0.5, 1), (2, 1.0, 1), (3, 0.1, 1), (4, 0.5, 2), (5, 0.5, 2), (10, 1.0, 9)],
+)
+def test_how_many_may_be_ejected(members: int, share: float, allowed: int) -> None:
+    assert cap(members, share) == allowed
+    states = ["ejected"] * allowed + ["healthy"] * (members - allowed)
+    assert over_cap(states, share, "here") == []
+    if allowed < members:
+        assert over_cap(["ejected", *states[:-1]], share, "here") != []
+
+
 def test_a_task_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     original = wiring.Wiring.route
     kept: list[object] = []
@@ -112,143 +151,3 @@ def test_a_task_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _for_ever(loop: Any) -> None:
     await loop.create_future()
-
-
-class Listener:
-    """A Waiter that writes down what it hears, and when."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self.heard: list[tuple[float, str]] = []
-
-    def _hear(self, word: str) -> None:
-        self.heard.append((round(self._loop.time() - START, 6), word))
-
-    def began(self, status: int, retry_after: int | None) -> None:
-        self._hear(f"head {status}")
-
-    def piece(self, data: bytes) -> None:
-        self._hear("piece")
-
-    def ended(self, data: bytes) -> None:
-        self._hear("end")
-
-    def reset(self) -> None:
-        self._hear("reset")
-
-
-def _play(model: Model, story: Callable[[ModelServer, VirtualLoop], list[Listener]]) -> Any:
-    """Run ``story`` against one server for 10 s; what the listeners heard, and the server."""
-    loop = VirtualLoop()
-
-    async def main() -> Any:
-        server = ModelServer("one", model, loop, Random(1))
-        listeners = story(server, loop)
-        await asyncio.sleep(10)
-        return SimpleNamespace(server=server, heard=[each.heard for each in listeners])
-
-    return run(main(), loop)
-
-
-EXACT = Model(slots=1, mean=1.0, sigma=0)
-
-
-def test_a_server_works_in_the_order_of_arrival() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        listeners = [Listener(loop) for _ in range(3)]
-        for each in listeners:
-            server.accept(each, None)
-        return listeners
-
-    played = _play(EXACT, story)
-    assert played.heard == [[(float(n), "head 200"), (float(n), "end")] for n in (1, 2, 3)]
-    assert (played.server.served, played.server.in_flight, played.server.busy) == (3, 0, 0)
-
-
-def test_who_leaves_the_queue_or_a_slot_makes_room() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        listeners = [Listener(loop) for _ in range(3)]
-        jobs = [server.accept(each, None) for each in listeners]
-        loop.call_later(0.5, server.abandon, jobs[0])
-        loop.call_later(0.6, server.abandon, jobs[1])
-        loop.call_later(0.7, server.abandon, jobs[1])
-        return listeners
-
-    played = _play(EXACT, story)
-    assert played.heard == [[], [], [(1.6, "head 200"), (1.6, "end")]]
-    assert (played.server.served, played.server.cancelled, played.server.busy) == (1, 2, 0)
-
-
-def test_a_server_that_does_not_notice_works_for_nobody() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        first, second = Listener(loop), Listener(loop)
-        loop.call_later(0.5, server.abandon, server.accept(first, None))
-        server.accept(second, None)
-        return [first, second]
-
-    played = _play(replace(EXACT, aborts=False), story)
-    assert played.heard == [[], [(2.0, "head 200"), (2.0, "end")]]
-    assert (played.server.served, played.server.wasted) == (1, 1)
-
-
-def test_a_stream_has_its_head_at_once_and_its_tokens_at_their_pace() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        listener = Listener(loop)
-        server.accept(listener, None)
-        return [listener]
-
-    played = _play(replace(EXACT, tokens=3, pace=0.25, head_first=True), story)
-    heard = [(0.0, "head 200"), (1.0, "piece"), (1.25, "piece"), (1.5, "end")]
-    assert played.heard == [heard]
-
-
-def test_death_breaks_what_is_there() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        listeners = [Listener(loop) for _ in range(2)]
-        for each in listeners:
-            server.accept(each, None)
-        loop.call_later(0.5, server.become, Condition(refuses=True))
-        return listeners
-
-    played = _play(EXACT, story)
-    assert played.heard == [[(0.5, "reset")], [(0.5, "reset")]]
-    assert (played.server.refuses, played.server.in_flight, played.server.busy) == (True, 0, 0)
-
-
-def test_more_slots_take_what_waits() -> None:
-    def story(server: ModelServer, loop: VirtualLoop) -> list[Listener]:
-        listeners = [Listener(loop) for _ in range(2)]
-        for each in listeners:
-            server.accept(each, None)
-        loop.call_later(0.5, server.become, Condition(slots=2, slow=2.0))
-        return listeners
-
-    played = _play(EXACT, story)
-    assert [heard[-1] for heard in played.heard] == [(1.0, "end"), (2.5, "end")]
-
-
-def test_service_times_have_the_mean_that_they_say() -> None:
-    rng = Random(3)
-    model = Model(mean=0.02, sigma=0.5)
-    mean = sum(model.seconds(rng) for _ in range(20_000)) / 20_000
-    assert mean == pytest.approx(0.02, rel=0.02)
-
-
-def test_arrivals_follow_the_phases() -> None:
-    traffic = Traffic("chat", ((10.0, 20.0), (10.0, 0.0), (10.0, 100.0)))
-    report = simulate(replace(SMALL, traffic=(traffic,)), 4)
-    counts = [len(report.arrived(at, at + 10)) for at in (0, 10, 20)]
-    assert counts[1] == 0
-    assert counts[0] == pytest.approx(200, abs=5 * 200**0.5)
-    assert counts[2] == pytest.approx(1000, abs=5 * 1000**0.5)
-
-
-def test_figures_of_a_run() -> None:
-    report = simulate(
-        replace(SMALL, events=tuple((0.5, n, Condition(status=503)) for n in (0, 1))), 1
-    )
-    failed = sum(not each.ok for each in report.records)
-    assert failures(report.records) == {"status 503": failed}
-    assert 1 < attempts_per_request(report.records) < 2
-    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert quantile([], 0.5) == 0.0

@@ -233,3 +233,5 @@ async def test_debug_headers_tell_what_became_of_an_exchange() -> None:
         headers = dict((await g.ask(GOOD)).headers)
         assert headers[b"x-tailrace-endpoint"] == origin.url.removeprefix("http://").encode()
         assert headers[b"x-tailrace-attempts"] == b"1"
+        assert headers[b"x-tailrace-hedged"] == b"false"
+        assert headers[b"x-tailrace-queue-ms"] == b"0.000"

@@ -1,0 +1,90 @@
+"""What once went wrong in admission and its limit, each as one test."""
+
+import pytest
+
+from filters.admission import Queue
+from filters.api import Reason
+from filters.limits import AdaptiveLimit
+from tests.filters.gates import Bench, settle
+
+
+async def test_what_costs_more_than_the_limit_passes_an_idle_gate() -> None:
+    bench = Bench(2)
+    dear = await bench.arrive(cost=5.0)
+    assert dear.begun
+
+
+@pytest.mark.parametrize("leaves", ["cancel", "deadline"])
+async def test_when_a_dear_one_leaves_whom_it_kept_waiting_gets_the_room(leaves: str) -> None:
+    bench = Bench(2)
+    first = await bench.arrive()
+    dear, cheap = await bench.arrive(cost=2.0, within=1.0), await bench.arrive()
+    assert first.begun
+    assert dear.waiting
+    assert cheap.waiting
+    if leaves == "cancel":
+        dear.task.cancel()
+    await bench.advance(1.0)
+    assert cheap.begun
+
+
+async def test_a_timeout_is_called_one_after_a_reload() -> None:
+    bench = Bench(1, queue=Queue(timeout=3.0))
+    await bench.arrive()
+    second = await bench.arrive()
+    bench.use(queue=Queue(timeout=9.0))
+    await bench.advance(3.0)
+    assert second.refusal().reason is Reason.QUEUE_TIMEOUT
+
+
+async def test_a_deadline_is_called_one_after_a_reload() -> None:
+    bench = Bench(1, queue=Queue(timeout=3.0))
+    await bench.arrive()
+    second = await bench.arrive(within=2.0)
+    bench.use(queue=Queue(timeout=1.0))
+    await bench.advance(2.0)
+    assert second.refusal().reason is Reason.DEADLINE
+
+
+async def test_a_dry_run_lets_in_who_waits_already() -> None:
+    bench = Bench(1)
+    await bench.arrive()
+    second = await bench.arrive()
+    bench.use(dry_run=True)
+    await settle()
+    assert second.begun
+
+
+def test_a_trial_after_other_bounds_is_no_larger_than_the_limit() -> None:
+    limit = AdaptiveLimit(512)
+    limit.bound(10, 10)
+    limit.bound(10, 4096)
+    now = 0.0
+    for _ in range(400):
+        now += 0.01
+        limit.ended(now, 0.02, 10, limit.begun(10), 9, True)
+        assert limit.level <= 2 * limit.value
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_answers_that_take_no_time(waiting: bool) -> None:
+    limit = AdaptiveLimit(8 if waiting else 512)
+    now = 0.0
+    for k in range(400):
+        n = 8 if waiting else (4 if k < 300 else k - 290)
+        now += 0.01
+        limit.ended(now, 0.0, n, limit.begun(n), n, waiting)
+
+
+async def test_a_reload_of_fair_by_reaches_load_shed() -> None:
+    from filters.admission import Config as Admission
+    from tests.gateway.test_reload_filters import change, parts
+    from tests.harness import gateway
+
+    async with gateway("http://127.0.0.1:1") as g:
+        await change(g, admission=Admission(fair_by="header:x-team"))
+        gate, load_shed = parts(g).gate, parts(g).load_shed
+        assert gate is not None
+        assert load_shed is not None
+        assert gate.fair_by == b"x-team"
+        assert load_shed._fair_by == b"x-team"
