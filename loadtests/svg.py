@@ -212,4 +212,4 @@ def _description(chart: Chart) -> str:
         f"{line.name}: " + ", ".join(f"{x:g}: {y:.3g}" for x, y in line.points)
         for line in chart.lines
     ]
-    return f"{chart.subtitle}. {chart.y.title} by {chart.x.title}. " + "; ".join(said)
+    return f"{chart.subtitle.rstrip('.')}. {chart.y.title} by {chart.x.title}. " + "; ".join(said)
