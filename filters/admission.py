@@ -87,7 +87,7 @@ class Gate:
     __slots__ = (
         "_alarm", "_alarm_at", "_clock", "_loop", "admitted", "config", "fair_by", "full",
         "in_flight", "limit", "pushed_out", "queue", "shedder", "sheds",
-        "timed_out", "waited", "would_wait",
+        "timed_out", "turned_away", "waited", "would_wait",
     )  # fmt: skip
 
     def __init__(self, config: Config, clock: Clock, rng: Random) -> None:
@@ -99,6 +99,7 @@ class Gate:
         self.admitted = self.waited = self.full = self.timed_out = self.pushed_out = 0
         self.would_wait = 0
         self.sheds = True
+        self.turned_away = False  # for want of a place, since the last answer
         self.shedder = Shedder(rng)
         self.queue: FairQueue[_Place] = FairQueue(config.queue.size)
         self.limit: Limit = _limit(config)
@@ -154,6 +155,7 @@ class Gate:
         if worst is not None:
             shedder.full(now)
             self.full += 1
+            self.turned_away = True
             refusal = Reject(Reason.QUEUE_FULL, retry_after=shedder.retry_after(now))
             if worst is waiter:
                 raise refusal
@@ -350,7 +352,8 @@ class Admission:
         if outcome.kind is Kind.OK:
             # A client's error costs the server nothing, and a tunnel has no time of its own.
             if outcome.status < 400 and not exchange.upgrade:
-                waiting = bool(gate.queue)
+                waiting = bool(gate.queue) or gate.turned_away
+                gate.turned_away = False
                 gate.limit.ended(ended, ended - begun, in_flight, mark, left, waiting)
         elif outcome.kind is Kind.PUSHED_BACK and self._saturated(ended):
             gate.limit.pushed_back(ended, left)

@@ -44,6 +44,11 @@ WORTH = 0.005
 """Seconds: quicker answers than this are not worth a limit, for waiting here costs as much."""
 PATIENCE = 2.5
 """Longest rest between trials in seconds: what changed is to be followed within ten."""
+PAUSE, PAUSE_WAITING = 2.0, 60.0
+"""Seconds without anybody waiting after which a trial is dropped; seen while nobody waits, and when
+somebody does again, where answers may simply be rare."""
+LONGEST_REST = 10.0
+"""Seconds between two trials at a server so slow that a trial takes longer than ``PATIENCE``."""
 CHANGED = 0.6
 """A rate of answers that falls or rises by this factor begins the search anew."""
 IMMUNITY = 30.0
@@ -84,7 +89,7 @@ class AdaptiveLimit:
     __slots__ = (
         "_confirmed", "_count", "_gap", "_high", "_immune", "_immunity", "_low", "_mark", "_push",
         "_rate", "_recent", "_rest_until", "_run", "_serial", "_steady", "_steady_since", "_trial",
-        "_up", "_usual", "level", "onsets", "trials", "value", "why",
+        "_up", "_usual", "_waited", "level", "onsets", "trials", "value", "why",
     )  # fmt: skip
 
     def __init__(self, initial: int = 512, low: int = 1, high: int = 4096) -> None:
@@ -102,6 +107,7 @@ class AdaptiveLimit:
         self._gap = max(1, self.value // 2)
         self._confirmed = 0
         self._rest_until = 0.0
+        self._waited = 0.0  # when an answer last came while somebody waited
         # The rate of answers while the limit is in use.
         self._steady = 0
         self._steady_since = 0.0
@@ -133,7 +139,10 @@ class AdaptiveLimit:
             trial.add(mark & 1, seconds)
         if in_use > RISE * self._usual + 4 and not self._count & 15 and self._onset(now, in_use):
             return
+        if trial is not None and now - self._waited > (PAUSE_WAITING if waiting else PAUSE):
+            self._move(self.value)  # what it compared lies too far apart by now
         if waiting:
+            self._waited = now
             self._watch_rate(now)
             self._saturated(now)
         else:
@@ -294,8 +303,8 @@ class AdaptiveLimit:
         # By turns: the wider look finds a change sooner, the finer one the exact number.
         self._up = self._confirmed & 1 == 1
         self._gap = self._wide if self._confirmed % 4 in (1, 2) else self._least
-        rest = min(PATIENCE, 0.5 * 2**self._confirmed)
-        self._rest_until = now + max(rest, 1.5 * (now - trial.started))
+        rest = min(PATIENCE, 0.5 * 2 ** min(self._confirmed, 8))
+        self._rest_until = now + max(rest, min(LONGEST_REST, 1.5 * (now - trial.started)))
 
     # -- push-back --------------------------------------------------------------------------------
 
@@ -314,7 +323,9 @@ class AdaptiveLimit:
             self._pushed(now)
             if self._push is None:
                 return
-        value = max(self._low, min(self.value, int(others)))
+        # By half at the most: one refusal in a quiet moment does not say how many are too many, and
+        # in an overload the next ones come within milliseconds.
+        value = max(self._low, min(self.value, int(others)), self.value // 2)
         if value < self.value or self._trial is not None:
             self.why = f"the upstream refused more than {value}"
             self._move(value)
@@ -332,6 +343,8 @@ class AdaptiveLimit:
         self._push = None
         if verdict:
             self._immunity = IMMUNITY
+            if push.rare:  # never mind
+                self._move(max(self.value, push.before))
             return
         self.why = "push-back did not become rarer with less in flight"
         self._move(push.before)

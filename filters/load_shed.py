@@ -68,6 +68,7 @@ class LoadShed:
             and strain.refuses(exchange.priority, now, self._rng)
         ):
             self._strained(exchange, strain.why)
+            return
         shedder = self._shedder
         if shedder is None:
             return
@@ -85,6 +86,8 @@ class LoadShed:
         raise Reject(Reason.STRAINED, why, retry_after=1 + 2 * self._rng.random())
 
     def _shed(self, exchange: Exchange, shedder: Shedder, now: float) -> None:
+        if self._watches or self._dry:
+            shedder.refused[exchange.priority] -= 1  # it is not, after all
         if self._watches:
             return
         if self._dry:

@@ -161,8 +161,10 @@ class Shedder:
             self._counted = self._begun = now
             self._handed = self._permits
             self._came = sum(self.arrivals)
-        elif not length and not self._held:
-            self._stood += now - self._counted
+        elif not length:
+            if not self._held:
+                self._stood += now - self._counted
+            self._held = False
         if now >= self._due:
             self._tick(now)
         if length < self._long or length < self.limit * OF_LIMIT:

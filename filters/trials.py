@@ -109,11 +109,12 @@ def mean(values: list[float]) -> float:
 class PushBack:
     """One spell of push-back: does less in flight make it rarer? Looked at every 32 answers."""
 
-    __slots__ = ("_first", "_pushed", "_seen", "_shares", "before")
+    __slots__ = ("_first", "_pushed", "_seen", "_shares", "before", "rare")
 
     def __init__(self, before: int) -> None:
         self.before = before
         self._seen = self._pushed = 0
+        self.rare = False  # so few from the beginning that there is nothing to make rarer
         self._first: tuple[float, int] | None = None
         self._shares: list[float] = []
 
@@ -128,6 +129,7 @@ class PushBack:
         share = self._pushed / self._seen
         self._seen = self._pushed = 0
         if share <= 0.05:
+            self.rare = self._first is None
             return True
         if self._first is None:
             self._first = (share, value)

@@ -273,7 +273,8 @@ class Cluster:
             raise
         answer = outcome.answer
         if answer is None:
-            if outcome.reason is Reason.POOL_EXHAUSTED:  # busy with us
+            # Busy with us; but for a probe that is no proof that it works.
+            if outcome.reason is Reason.POOL_EXHAUSTED and standing.probe is not permit:
                 outcome.kind = Kind.PUSHED_BACK
                 self._pushed_back(endpoint, None, self.clock.now())
             permit.release(outcome)

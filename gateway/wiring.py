@@ -215,7 +215,8 @@ class Wiring:
         order: list[AttemptFilter] = []
         if filters.retry is None and filters.hedge is None:
             return service
-        kept = self._previous.budgets.get(name) if self._previous is not None else None
+        previous = self._previous if before is not None else None
+        kept = previous.budgets.get(name) if previous is not None else None
         spend = kept if kept is not None and kept.config == filters.budget else None
         spend = self.budgets[name] = spend or budget.Budget(filters.budget)
         if filters.retry is not None:
@@ -260,7 +261,12 @@ def _calm(cluster: Cluster, gate: Gate | None) -> Callable[[float], bool]:
     and there is room."""
     if gate is None:
         return cluster.calm
-    return lambda now: not gate.queue and gate.in_flight < gate.limit.level and cluster.calm(now)
+
+    def calm(now: float) -> bool:
+        room = not gate.queue and gate.in_flight < gate.limit.level
+        return (room or gate.config.dry_run) and cluster.calm(now)
+
+    return calm
 
 
 class _Arrivals:

@@ -91,7 +91,8 @@ async def test_a_reload_keeps_what_the_limit_has_learned() -> None:
     bench = Bench(1)
     bench.use(limit="adaptive", initial=50)
     limit = bench.gate.limit
-    limit.pushed_back(bench.clock.now(), 7)
+    for _ in range(3):
+        limit.pushed_back(bench.clock.now(), 7)
     bench.use(initial=100, queue=Queue(size=3))
     assert bench.gate.limit is limit
     assert limit.value == 7

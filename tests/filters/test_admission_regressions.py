@@ -88,3 +88,34 @@ async def test_a_reload_of_fair_by_reaches_load_shed() -> None:
         assert load_shed is not None
         assert gate.fair_by == b"x-team"
         assert load_shed._fair_by == b"x-team"
+
+
+def test_a_limit_that_is_confirmed_for_hours_still_rests_and_tries() -> None:
+    limit = AdaptiveLimit(16, 1, 16)
+    limit._confirmed = 5000
+    now = 0.0
+    for _ in range(3000):
+        now += 0.01
+        mark = limit.begun(limit.level)
+        limit.ended(now, 0.1, limit.level, mark, limit.level - 1, waiting=True)
+    assert limit.trials > 0
+
+
+def test_a_trial_that_nobody_waits_for_any_more_is_dropped() -> None:
+    limit = AdaptiveLimit(16)
+    for n in range(10):
+        limit.ended(n / 100, 0.1, 16, limit.begun(16), 15, waiting=True)
+    assert limit.level != limit.value or limit.describe(0.1)["trial"] is not None
+    limit.ended(10.0, 0.1, 2, 0, 1, waiting=False)
+    assert limit.describe(10.0)["trial"] is None
+    assert limit.level == limit.value
+
+
+async def test_without_a_queue_the_limit_learns_from_those_turned_away() -> None:
+    bench = Bench(1)
+    bench.use(limit="adaptive", initial=1, queue=Queue(size=0))
+    first = await bench.arrive()
+    assert first.begun
+    second = await bench.arrive()
+    assert not second.begun
+    assert bench.gate.turned_away

@@ -333,12 +333,25 @@ def test_a_ramp_up_to_the_largest_batch() -> None:
 def test_push_back_lowers_it_at_once(value: int) -> None:
     limit = AdaptiveLimit(value)
     limit.pushed_back(1.0, 5)
+    assert limit.value == limit.level == min(value, max(5, value // 2))
+    for _ in range(8):  # by half at the most, so that one in a quiet moment does no harm
+        limit.pushed_back(1.0, 5)
     assert limit.value == limit.level == min(value, 5)
+
+
+def test_one_push_back_among_many_answers_is_forgotten() -> None:
+    limit = AdaptiveLimit(512)
+    limit.pushed_back(1.0, 0)
+    assert limit.value == 256
+    for n in range(40):
+        limit.ended(1.1 + n / 100, 0.02, 3, 0, 2, False)
+    assert limit.value == 512
 
 
 def test_push_back_with_nothing_in_flight_leaves_the_least() -> None:
     limit = AdaptiveLimit(512, 3)
-    limit.pushed_back(1.0, 0)
+    for _ in range(8):
+        limit.pushed_back(1.0, 0)
     assert limit.value == limit.level == 3
 
 
@@ -391,4 +404,4 @@ def test_push_back_that_did_not_help_is_believed_again_after_a_while() -> None:
     now = answers(limit, now, 300)
     assert limit.value == 100
     limit.pushed_back(now + 400, 10)
-    assert limit.value == 10
+    assert limit.value == 50

@@ -84,14 +84,14 @@ async def test_what_the_limit_has_learned_stays() -> None:
         assert (await g.ask(get())).status == 429
         limit = gate.limit
         assert isinstance(limit, AdaptiveLimit)
-        assert limit.value == 1
-        await change(g, admission=Admission(initial=50, queue=Queue(size=3)))
+        assert limit.value == 50
+        await change(g, admission=Admission(initial=70, queue=Queue(size=3)))
         assert parts(g).gate is gate
         assert gate.limit is limit
-        assert limit.value == 1
+        assert limit.value == 50
         assert gate.config.queue.size == gate.queue.size == 3
-        await change(g, admission=Admission(min=5))
-        assert limit.value == 5
+        await change(g, admission=Admission(min=60))
+        assert limit.value == 60
         assert gate.admitted == 1
 
 
@@ -160,7 +160,7 @@ async def test_another_cluster_is_another_server_to_learn() -> None:
         gate = parts(g).gate
         assert gate is not None
         assert (await g.ask(get())).status == 429
-        assert gate.limit.value == 1
+        assert gate.limit.value == 50
         config = g.server.config
         (route,) = config.routes
         moved = msgspec.structs.replace(
