@@ -119,3 +119,12 @@ async def test_without_a_queue_the_limit_learns_from_those_turned_away() -> None
     second = await bench.arrive()
     assert not second.begun
     assert bench.gate.turned_away
+
+
+def test_one_push_back_among_many_answers_is_forgotten() -> None:
+    limit = AdaptiveLimit(512)
+    limit.pushed_back(1.0, 0)
+    assert limit.value == 256
+    for n in range(40):
+        limit.ended(1.1 + n / 100, 0.02, 3, 0, 2, False)
+    assert limit.value == 512

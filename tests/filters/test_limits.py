@@ -339,15 +339,6 @@ def test_push_back_lowers_it_at_once(value: int) -> None:
     assert limit.value == limit.level == min(value, 5)
 
 
-def test_one_push_back_among_many_answers_is_forgotten() -> None:
-    limit = AdaptiveLimit(512)
-    limit.pushed_back(1.0, 0)
-    assert limit.value == 256
-    for n in range(40):
-        limit.ended(1.1 + n / 100, 0.02, 3, 0, 2, False)
-    assert limit.value == 512
-
-
 def test_push_back_with_nothing_in_flight_leaves_the_least() -> None:
     limit = AdaptiveLimit(512, 3)
     for _ in range(8):
