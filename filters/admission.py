@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
 
-from filters.api import Exchange, Kind, Outcome, Priority, Reason, Reject
+from filters.api import OK, PUSHED_BACK, Exchange, Outcome, Priority, Reason, Reject
 from filters.limits import AdaptiveLimit, FixedLimit
 from filters.queueing import AGE, LEVELS, FairQueue, Waiter
 from filters.shedder import Shedder
@@ -145,6 +145,7 @@ class Gate:
                 self._left(self._clock.now())
             raise
         if refusal is not None:
+            exchange.queued = self._clock.now() - now
             raise refusal
         exchange.queued = place.granted - now
         return place
@@ -333,27 +334,16 @@ class Admission:
             gate.give_back(cost, self._clock.now())
             raise
         ended = self._clock.now()
+        kind, left = outcome.kind, gate.in_flight - cost
         try:
-            self._learn(exchange, outcome, (now, ended), (in_flight, mark, cost))
+            if kind is OK:
+                # A client's error costs the server nothing, and a tunnel has no time of its own.
+                if outcome.status < 400 and not exchange.upgrade:
+                    waiting = bool(gate.queue) or gate.turned_away
+                    gate.turned_away = False
+                    gate.limit.ended(ended, ended - now, in_flight, mark, left, waiting)
+            elif kind is PUSHED_BACK and self._saturated(ended):
+                gate.limit.pushed_back(ended, left)
         finally:
             gate.give_back(cost, ended)
         return outcome
-
-    def _learn(
-        self,
-        exchange: Exchange,
-        outcome: Outcome,
-        times: tuple[float, float],
-        permit: tuple[float, int, float],
-    ) -> None:
-        """Tell the limit what became of a permit that is about to come back."""
-        gate, (begun, ended), (in_flight, mark, cost) = self.gate, times, permit
-        left = gate.in_flight - cost
-        if outcome.kind is Kind.OK:
-            # A client's error costs the server nothing, and a tunnel has no time of its own.
-            if outcome.status < 400 and not exchange.upgrade:
-                waiting = bool(gate.queue) or gate.turned_away
-                gate.turned_away = False
-                gate.limit.ended(ended, ended - begun, in_flight, mark, left, waiting)
-        elif outcome.kind is Kind.PUSHED_BACK and self._saturated(ended):
-            gate.limit.pushed_back(ended, left)

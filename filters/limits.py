@@ -17,7 +17,8 @@ Two observations move it, and a third is the server's own word:
 - **Onset**, while nobody waits because the limit is still far above: in flight grows past all that
   was usual, and the time of an answer grows in proportion (the slope of log time over log in
   flight). Then the limit becomes what Little's law says was useful.
-- **Push-back** (429, or 503 with Retry-After): no more than what is in flight besides.
+- **Push-back** (429, or 503 with Retry-After): no more than what is in flight besides, by half at
+  a time.
 
 The idea of moving in steps and looking whether it paid is hill climbing, as in power tracking of
 solar cells; judging by throughput against concurrency is Little's law (1961) and Kleinrock's
@@ -46,7 +47,7 @@ PATIENCE = 2.5
 """Longest rest between trials in seconds: what changed is to be followed within ten."""
 PAUSE, PAUSE_WAITING = 2.0, 60.0
 """Seconds without anybody waiting after which a trial is dropped; seen while nobody waits, and when
-somebody does again, where answers may simply be rare."""
+somebody does again, where answers may simply be rare. At least the time of two answers."""
 LONGEST_REST = 10.0
 """Seconds between two trials at a server so slow that a trial takes longer than ``PATIENCE``."""
 CHANGED = 0.6
@@ -139,8 +140,10 @@ class AdaptiveLimit:
             trial.add(mark & 1, seconds)
         if in_use > RISE * self._usual + 4 and not self._count & 15 and self._onset(now, in_use):
             return
-        if trial is not None and now - self._waited > (PAUSE_WAITING if waiting else PAUSE):
-            self._move(self.value)  # what it compared lies too far apart by now
+        if trial is not None:
+            pause = PAUSE_WAITING if waiting else PAUSE
+            if now - self._waited > max(pause, 2 * seconds):
+                self._move(self.value)  # what it compared lies too far apart by now
         if waiting:
             self._waited = now
             self._watch_rate(now)

@@ -86,8 +86,6 @@ class LoadShed:
         raise Reject(Reason.STRAINED, why, retry_after=1 + 2 * self._rng.random())
 
     def _shed(self, exchange: Exchange, shedder: Shedder, now: float) -> None:
-        if self._watches or self._dry:
-            shedder.refused[exchange.priority] -= 1  # it is not, after all
         if self._watches:
             return
         if self._dry:
@@ -95,6 +93,7 @@ class LoadShed:
             exchange.shadowed = Reason.SHED
             return
         self.shed += 1
+        shedder.refused[exchange.priority] += 1
         why = f"the queue stands: {shedder.inflow:.0f}/s come, {shedder.drain:.0f}/s are served"
         raise Reject(Reason.SHED, why, retry_after=shedder.retry_after(now))
 

@@ -81,9 +81,9 @@ class Shedder:
     ``length`` is the queue's; ``arrivals`` and ``refused`` count by class; ``inflow`` and
     ``drain`` are requests per second, ``drain`` only over the time in which somebody waited, so
     that it is what the server can do and not what it was asked to. ``limit`` is admission's, to be
-    kept up to date by it, or 0. All calls are O(1); about
-    0.1 us while nobody waits, 0.3 us while somebody does, 1.5 us for an arrival then. During
-    overload, one call in a ``TICK`` takes O(RANKS), 0.2 ms.
+    kept up to date by it, or 0. All calls are O(1); about 0.1 us while nobody waits, 0.3 us while
+    somebody does, 1.5 us for an arrival then. During overload, one call in a ``TICK`` takes
+    O(RANKS), 0.2 ms.
     """
 
     __slots__ = (
@@ -133,8 +133,9 @@ class Shedder:
     # -- what it is told ------------------------------------------------------------------------
 
     def arrived(self, priority: int, tenant: int, now: float) -> bool:
-        """An exchange arrives; True: refuse it. While ``length`` is 0 and not ``overloaded`` the
-        caller may instead count it in ``arrivals`` itself, and so spare the tenant's hash."""
+        """An exchange arrives; True: refuse it, and count it in ``refused`` if that is done. While
+        ``length`` is 0 and not ``overloaded`` the caller may instead count it in ``arrivals``
+        itself, and so spare the tenant's hash."""
         self.arrivals[priority] += 1
         if not self.length and not self.overloaded:
             return False
@@ -144,10 +145,7 @@ class Shedder:
         part = self._rng.random() * rate
         rank = priority + part / (1 + part)
         self._ranks.append(rank)
-        if rank < self.threshold or not self.length:
-            return False
-        self.refused[priority] += 1
-        return True
+        return rank >= self.threshold and self.length > 0
 
     def served(self, now: float) -> None:
         """A permit is handed out. When to a waiter, call it before ``queue`` tells of the pop."""

@@ -59,7 +59,7 @@ class Seams:
 @dataclass(slots=True)
 class RouteFilters:
     """The filters of one route that keep counts or learn, for metrics, admin and reload. None:
-    off. ``gate`` and ``budget`` are shared with those of before a reload, all others take over."""
+    off. ``gate`` and ``budget`` outlive a reload, all others take over from those of before."""
 
     cluster: str
     deadline: deadline.Deadline | None = None
@@ -69,13 +69,12 @@ class RouteFilters:
     gate: Gate | None = None
     retry: retry.Retry | None = None
     hedge: hedge.Hedge | None = None
+    budget: budget.Budget | None = None
 
 
 class Wiring:
-    """One configuration in force: routes bound to their chains.
-
-    ``filters``, ``budgets`` and ``admissions`` are by the name of the route.
-    """
+    """One configuration in force: routes bound to their chains. ``filters``, and what is derived
+    from them, are by the name of the route."""
 
     def __init__(
         self, config: Config, clusters: dict[str, Cluster], seams: Seams, previous: Wiring | None
@@ -83,8 +82,6 @@ class Wiring:
         self.config = config
         self.clusters = clusters
         self.filters: dict[str, RouteFilters] = {}
-        self.budgets: dict[str, budget.Budget] = {}
-        self.admissions: dict[str, Gate] = {}
         self._seams = seams
         self._previous = previous
         self._pending: list[Callable[[], None]] = []
@@ -105,6 +102,14 @@ class Wiring:
     def retries(self) -> dict[str, retry.Retry]:
         return {name: each.retry for name, each in self.filters.items() if each.retry is not None}
 
+    @property
+    def budgets(self) -> dict[str, budget.Budget]:
+        return {name: each.budget for name, each in self.filters.items() if each.budget is not None}
+
+    @property
+    def admissions(self) -> dict[str, Gate]:
+        return {name: each.gate for name, each in self.filters.items() if each.gate is not None}
+
     def route(self, request: Request) -> BoundRoute:
         return self.router.match(request) or self._unrouted
 
@@ -112,8 +117,8 @@ class Wiring:
         name = route.name or f"{number}:{route.path}"
         filters = route.filters
         before = self._previous.filters.get(name) if self._previous is not None else None
-        if before is not None and before.cluster != route.cluster:
-            before = None
+        if before is None or before.cluster != route.cluster:
+            before = RouteFilters(route.cluster)  # nothing to go on from
         parts = self.filters[name] = RouteFilters(route.cluster)
         policy = _policy(filters.retry or retry.Config(attempts=1), before)
         clocks = filters.deadline or deadline.Config()
@@ -121,14 +126,14 @@ class Wiring:
             name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
         )
         bound.debug = self.config.telemetry.debug_headers
-        self._make_gate(name, filters, parts, before)
-        attempts = self._attempt_chain(name, filters, policy, parts, before)
+        self._make_gate(filters, parts, before)
+        attempts = self._attempt_chain(filters, policy, parts, before)
         order = self._exchange_chain(filters, parts, before)
         bound.service = chain(order, Forward(attempts))
         return bound
 
     def _exchange_chain(
-        self, filters: Filters, parts: RouteFilters, before: RouteFilters | None
+        self, filters: Filters, parts: RouteFilters, before: RouteFilters
     ) -> list[ExchangeFilter]:
         """Outside in, and why there."""
         seams = self._seams
@@ -138,7 +143,7 @@ class Wiring:
         ]
         if filters.deadline is not None:  # the cheapest question first
             parts.deadline = deadline.Deadline(filters.deadline, seams.clock)
-            if before is not None and before.deadline is not None:
+            if before.deadline is not None:
                 parts.deadline.take_over(before.deadline)
             order.append(parts.deadline)
         checks = self._arrival_checks(filters, parts, before)
@@ -150,59 +155,55 @@ class Wiring:
         return order
 
     def _arrival_checks(
-        self, filters: Filters, parts: RouteFilters, before: RouteFilters | None
+        self, filters: Filters, parts: RouteFilters, before: RouteFilters
     ) -> list[Check]:
         """What is asked before a place in the queue is taken, in this order."""
         checks: list[Check] = []
         if filters.priority is not None:  # the next ones need the class
             parts.priority = Priorities(filters.priority)
-            if before is not None and before.priority is not None:
+            if before.priority is not None:
                 parts.priority.take_over(before.priority)
             checks.append(parts.priority.arrive)
         if filters.rate_limit is not None:  # what is over a quota is no reason to shed others
             parts.rate_limit = RateLimit(filters.rate_limit)
-            if before is not None and before.rate_limit is not None:
+            if before.rate_limit is not None:
                 parts.rate_limit.take_over(before.rate_limit)
             checks.append(parts.rate_limit.arrive)
         if filters.load_shed is not None or parts.gate is not None:
-            vitals, gate = self._seams.vitals, parts.gate
-            wanted = filters.load_shed is not None and vitals is not None
+            vitals, gate, strain = self._seams.vitals, parts.gate, None
+            if vitals is not None and filters.load_shed is not None:
+                strain = vitals.strain(filters.load_shed)
             parts.load_shed = LoadShed(
                 filters.load_shed,
                 None if gate is None else gate.shedder,
-                vitals.strain(filters.load_shed)
-                if wanted and vitals and filters.load_shed
-                else None,
+                strain,
                 None if filters.admission is None else header_of(filters.admission.fair_by),
                 self._seams.rng,
             )
-            if before is not None and before.load_shed is not None:
+            if before.load_shed is not None:
                 parts.load_shed.take_over(before.load_shed)
             checks.append(parts.load_shed.arrive)
         return checks
 
-    def _make_gate(
-        self, name: str, filters: Filters, parts: RouteFilters, before: RouteFilters | None
-    ) -> None:
+    def _make_gate(self, filters: Filters, parts: RouteFilters, before: RouteFilters) -> None:
         config = filters.admission
         if config is None:
             return
         sheds = filters.load_shed is not None and not filters.load_shed.dry_run
-        gate = before.gate if before is not None else None
+        gate = before.gate
         if gate is None:
             gate = Gate(config, self._seams.clock, self._seams.rng)
             gate.sheds = sheds
         else:
             self._pending.append(partial(gate.use, config, sheds))
-        parts.gate = self.admissions[name] = gate
+        parts.gate = gate
 
     def _attempt_chain(
         self,
-        name: str,
         filters: Filters,
         policy: retry.Policy,
         parts: RouteFilters,
-        before: RouteFilters | None,
+        before: RouteFilters,
     ) -> Service[Attempt, Outcome]:
         """Retry sees the final outcome of a hedged group; both draw on the one budget; below is
         the balancer's choice, so that another attempt goes elsewhere; then what each endpoint is
@@ -215,15 +216,15 @@ class Wiring:
         order: list[AttemptFilter] = []
         if filters.retry is None and filters.hedge is None:
             return service
-        previous = self._previous if before is not None else None
-        kept = previous.budgets.get(name) if previous is not None else None
-        spend = kept if kept is not None and kept.config == filters.budget else None
-        spend = self.budgets[name] = spend or budget.Budget(filters.budget)
+        kept = before.budget
+        if kept is None or kept.config != filters.budget:
+            kept = budget.Budget(filters.budget)
+        spend = parts.budget = kept
         if filters.retry is not None:
             parts.retry = retry.Retry(
                 policy, spend, seams.clock, seams.rng, retry_at=cluster.retry_at
             )
-            if before is not None and before.retry is not None:
+            if before.retry is not None:
                 parts.retry.take_over(before.retry)
             order.append(parts.retry)
         else:
@@ -237,7 +238,7 @@ class Wiring:
                 _calm(cluster, parts.gate),
                 cluster.has_other,
             )
-            if before is not None and before.hedge is not None:
+            if before.hedge is not None:
                 parts.hedge.take_over(before.hedge)
             order.append(parts.hedge)
         return chain(order, service)
@@ -249,9 +250,9 @@ class Wiring:
         return bound
 
 
-def _policy(config: retry.Config, before: RouteFilters | None) -> retry.Policy:
+def _policy(config: retry.Config, before: RouteFilters) -> retry.Policy:
     """That of before, with the bodies it suspects, if its configuration is the same."""
-    if before is not None and before.retry is not None and before.retry.policy.config == config:
+    if before.retry is not None and before.retry.policy.config == config:
         return before.retry.policy
     return retry.Policy(config)
 

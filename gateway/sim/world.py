@@ -171,7 +171,7 @@ class _World:
         # Audited budgets come in on the way that budgets take through a reload.
         first = Wiring(plan.config, clusters, seams, None)
         for name, each in first.budgets.items():
-            self._budgets[name] = first.budgets[name] = AuditedBudget(each.config)
+            self._budgets[name] = first.filters[name].budget = AuditedBudget(each.config)
         wiring = Wiring(plan.config, clusters, seams, first)
         wiring.activate()
         return wiring

@@ -123,6 +123,7 @@ class Route:
         shedder, queue = self.shedder, self.queue
         refused = shedder.arrived(call.priority, call.tenant, now)
         if refused and self._shed:
+            shedder.refused[call.priority] += 1
             self._end(call, now, "shed")
         elif self.free and not len(queue):
             shedder.served(now)

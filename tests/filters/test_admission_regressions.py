@@ -5,7 +5,7 @@ import pytest
 from filters.admission import Queue
 from filters.api import Reason
 from filters.limits import AdaptiveLimit
-from tests.filters.gates import Bench, settle
+from tests.filters.gates import OK, Bench, settle
 
 
 async def test_what_costs_more_than_the_limit_passes_an_idle_gate() -> None:
@@ -113,12 +113,18 @@ def test_a_trial_that_nobody_waits_for_any_more_is_dropped() -> None:
 
 async def test_without_a_queue_the_limit_learns_from_those_turned_away() -> None:
     bench = Bench(1)
-    bench.use(limit="adaptive", initial=1, queue=Queue(size=0))
-    first = await bench.arrive()
-    assert first.begun
-    second = await bench.arrive()
-    assert not second.begun
-    assert bench.gate.turned_away
+    bench.use(limit="adaptive", initial=16, queue=Queue(size=0))
+    under_way = [await bench.arrive() for _ in range(16)]
+    for _ in range(400):
+        turned_away = await bench.arrive()
+        assert turned_away.refusal().reason is Reason.QUEUE_FULL
+        bench.clock.advance(0.02)
+        under_way.pop(0).end.set_result(OK)
+        await settle()
+        under_way += [await bench.arrive() for _ in range(bench.gate.limit.level - len(under_way))]
+    limit = bench.gate.limit
+    assert isinstance(limit, AdaptiveLimit)
+    assert limit.trials > 0
 
 
 def test_one_push_back_among_many_answers_is_forgotten() -> None:

@@ -91,12 +91,14 @@ def test_the_gateways_own_health_comes_first() -> None:
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing() -> None:
-    shed = check(Config(dry_run=True), standing())
+    shedder = standing()
+    shed = check(Config(dry_run=True), shedder)
     subject = exchange()
     subject.priority = Priority.SHEDDABLE
     shed.arrive(subject, 1001.0)
     assert subject.shadowed is Reason.SHED
     assert (shed.would_shed, shed.shed) == (1, 0)
+    assert sum(shedder.refused) == 0
     shed = check(Config(dry_run=True), None, strained())
     subject = exchange()
     shed.arrive(subject, 1001.0)
@@ -112,6 +114,7 @@ def test_without_a_configuration_it_only_counts() -> None:
     before = sum(shedder.arrivals)
     shed.arrive(subject, 1001.0)
     assert sum(shedder.arrivals) == before + 1
+    assert sum(shedder.refused) == 0
     assert subject.shadowed is None
 
 

@@ -282,7 +282,8 @@ def test_classes_are_refused_from_the_lowest() -> None:
     shedder.queue(now, 50)
     for _ in range(40_000):  # 300/s of each class for 150/s of permits: 225/s are let in
         now += rng.expovariate(1200)
-        shedder.arrived(rng.randrange(4), 1, now)
+        level = rng.randrange(4)
+        shedder.refused[level] += shedder.arrived(level, 1, now)
         if rng.random() < 150 / 1200:
             shedder.served(now)
             shedder.full(now)
