@@ -81,7 +81,8 @@ class Gate:
     during overload, which goes with load_shed.
 
     ``admitted``, ``waited``, ``full``, ``timed_out``, ``pushed_out`` and ``would_wait`` (in a dry
-    run) are counts of exchanges.
+    run: there was no room, so it would have waited, or been refused if the queue was full) are
+    counts of exchanges.
     """
 
     __slots__ = (
@@ -139,6 +140,7 @@ class Gate:
         try:
             refusal = await place.future
         except CancelledError:
+            exchange.queued = self._clock.now() - now  # its deadline may have ended it
             if place.granted >= 0:  # granted in the very moment that the client left
                 self.give_back(cost, self._clock.now())
             elif self.queue.remove(waiter):
@@ -148,6 +150,7 @@ class Gate:
             exchange.queued = self._clock.now() - now
             raise refusal
         exchange.queued = place.granted - now
+        exchange.granted = True
         return place
 
     def _enqueue(self, waiter: Waiter[_Place], now: float) -> None:
@@ -161,6 +164,7 @@ class Gate:
             if worst is waiter:
                 raise refusal
             _refuse(worst, refusal)
+        self.limit.waits(now)
         self._tell(now)
         self.grant(now)  # whoever is next may be another now, and dearer or cheaper than before
         self._set_alarm()
@@ -321,6 +325,7 @@ class Admission:
         if (in_flight <= limit.level and not gate.queue) or gate.config.dry_run:
             if in_flight > limit.level:
                 gate.would_wait += 1
+                exchange.shadow("queue")
             gate.in_flight = in_flight
             mark = limit.begun(in_flight)
             gate.shedder.served(now)

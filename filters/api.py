@@ -263,9 +263,10 @@ class Exchange:
     are the clock's seconds. ``trusted`` says whether the client's control headers are believed;
     ``asked`` whether client or route named a deadline, which then is told to the upstream too.
     ``tenant`` is a hash of whoever fairness is between; ``queued`` the seconds spent waiting for a
-    permit; ``hedged`` whether a second attempt raced the first; ``shadowed`` the reason for which a
-    filter with ``dry_run`` would have refused it; ``lines`` are header lines, each with its line
-    end, that filters add to its answer, whoever gives it; all are named ``x-ratelimit-...``.
+    permit, and ``granted`` whether that wait ended with one; ``hedged`` whether a second attempt
+    raced the first; ``shadowed`` what a filter with ``dry_run`` would have done (``shadow``);
+    ``lines`` are header lines, each with its line end, that filters add to its answer, whoever
+    gives it; all are named ``x-ratelimit-...``.
     """
 
     __slots__ = (
@@ -278,6 +279,7 @@ class Exchange:
         "downstream",
         "endpoint",
         "first_byte",
+        "granted",
         "hedged",
         "lines",
         "priority",
@@ -325,9 +327,16 @@ class Exchange:
         self.priority = _CRITICAL
         self.tenant = 0
         self.queued = 0.0
+        self.granted = False
         self.hedged = False
-        self.shadowed: Reason | None = None
+        self.shadowed: str | None = None
         self.lines = b""
+
+    def shadow(self, would: str) -> None:
+        """A filter with ``dry_run`` would have done this: a reason code, ``queue`` or ``hedge``.
+        Of several the first one counts: what it refuses, those behind it would never have seen."""
+        if self.shadowed is None:
+            self.shadowed = would
 
 
 class Attempt:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from filters.api import Exchange, Kind, Outcome, Reason, Reject
+from filters.api import OK, Exchange, Outcome, Reason, Reject
 from filters.units import Duration, Struct
 
 if TYPE_CHECKING:
@@ -129,13 +129,13 @@ class Deadline:
         "_armed",
         "_best",
         "_clock",
-        "_config",
         "_cut",
         "_learn_until",
         "_line",
         "_loop",
         "_named",
         "_span",
+        "config",
         "expired",
         "probes",
         "unreachable",
@@ -143,7 +143,7 @@ class Deadline:
     )
 
     def __init__(self, config: Config, clock: Clock) -> None:
-        self._config = config
+        self.config = config
         self._clock = clock
         self._loop: AbstractEventLoop | None = None
         self._span = bound(config, 0.0, None)
@@ -163,7 +163,7 @@ class Deadline:
         if asked is None:
             named, deadline = self._named, arrived + self._span
         else:
-            named, deadline = True, bound(self._config, arrived, asked, exchange.trusted)
+            named, deadline = True, bound(self.config, arrived, asked, exchange.trusted)
         exchange.deadline = deadline
         exchange.asked = named  # only such a deadline is worth telling the upstream
         now = self._clock.now()
@@ -171,7 +171,7 @@ class Deadline:
             raise self._expired(exchange)
         if named:
             self._learn_until = now + LEARN
-            if deadline - now < self._best.seconds(now) and self._config.unreachable:
+            if deadline - now < self._best.seconds(now) and self.config.unreachable:
                 self._doubt(exchange)
         loop = self._loop
         if loop is None:
@@ -202,7 +202,7 @@ class Deadline:
             if self._cut and exchange in self._cut:
                 self._cut.remove(exchange)
                 task.uncancel()
-        if now < self._learn_until and outcome.kind is Kind.OK and 200 <= outcome.status < 400:
+        if now < self._learn_until and outcome.kind is OK and 200 <= outcome.status < 400:
             end = self._clock.now()
             self._best.add(end - arrived - exchange.queued, end)
         return outcome
@@ -229,9 +229,9 @@ class Deadline:
         first goes through, so that a single odd request is never refused. Raises Reject."""
         if (self.probes + self.unreachable + self.would_refuse) % PROBE == 0:
             self.probes += 1
-        elif self._config.dry_run:
+        elif self.config.dry_run:
             self.would_refuse += 1
-            exchange.shadowed = Reason.DEADLINE_UNREACHABLE
+            exchange.shadow(Reason.DEADLINE_UNREACHABLE)
         else:
             self.unreachable += 1
             raise Reject(Reason.DEADLINE_UNREACHABLE)

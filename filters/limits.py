@@ -18,7 +18,7 @@ Two observations move it, and a third is the server's own word:
   was usual, and the time of an answer grows in proportion (the slope of log time over log in
   flight). Then the limit becomes what Little's law says was useful.
 - **Push-back** (429, or 503 with Retry-After): no more than what is in flight besides, by half at
-  a time.
+  a time, until refusals have ceased for a while (``push_back.py``).
 
 The idea of moving in steps and looking whether it paid is hill climbing, as in power tracking of
 solar cells; judging by throughput against concurrency is Little's law (1961) and Kleinrock's
@@ -30,15 +30,25 @@ from __future__ import annotations
 from collections import deque
 from math import log, sqrt
 
-from filters.trials import PushBack, Trial, mean
+from filters.push_back import PushBack
+from filters.trials import LONG_ENOUGH, Trial, mean
 
 RECENT = 128
 """Answers that the onset looks at: a third of a second at 400 a second."""
 RISE = 1.5
 """In flight is out of the usual from this factor (and 4) on."""
-SLOPE = 0.4
+LOOK = 4
+"""Answers between two looks for the onset: at five times the load, 16 more in flight each time."""
+SLOPE = 0.25
 """The onset needs a slope of more than this, two standard errors below the estimate. A batching
-server whose tokens take 3 times longer at 256 streams than alone shows log 3 / log 256 = 0.2."""
+server whose tokens take 3 times longer at 256 streams than alone shows log 3 / log 256 = 0.2. Not
+higher, because where slots were free, times begin to grow late, and the slope with them."""
+LITTLE = 0.55
+"""And what is in flight now must, by Little's law, take longer by more than this power of it. The
+same batching server shows 0.48 between 67 and 200 streams, more than over its whole range."""
+SETTLED = 2.5
+"""And in flight must have been high for so many usual times: what more of it brings shows only
+once it has been answered, and at 200 streams the same server takes 2.6 times as long."""
 HEADROOM = 1.25
 """Above Little's estimate at the onset: too high costs a few milliseconds, too low throughput."""
 WORTH = 0.005
@@ -52,8 +62,6 @@ LONGEST_REST = 10.0
 """Seconds between two trials at a server so slow that a trial takes longer than ``PATIENCE``."""
 CHANGED = 0.6
 """A rate of answers that falls or rises by this factor begins the search anew."""
-IMMUNITY = 30.0
-"""Seconds for which push-back is not believed once lowering the limit has not helped."""
 
 
 class FixedLimit:
@@ -75,6 +83,9 @@ class FixedLimit:
     def pushed_back(self, now: float, others: float) -> None:
         pass
 
+    def waits(self, now: float) -> None:
+        pass
+
     def describe(self, now: float) -> dict[str, object]:
         return {"kind": "fixed", "value": self.value}
 
@@ -83,12 +94,12 @@ class AdaptiveLimit:
     """``value`` is the limit, ``level`` what is in force now: a trial moves it a little.
 
     In flight is counted in cost, 1 for a request unless the caller says otherwise. ``begun`` and
-    ``ended`` cost about 0.5 us together; a look at the onset some 60 us, at most once in 16
+    ``ended`` cost about 0.5 us together; a look at the onset some 100 us, at most once in 4
     answers and only while in flight is unusual; the end of a trial's block some 5 us.
     """
 
     __slots__ = (
-        "_confirmed", "_count", "_gap", "_high", "_immune", "_immunity", "_low", "_mark", "_push",
+        "_confirmed", "_count", "_gap", "_high", "_low", "_mark", "_peak", "_peak_since", "_push",
         "_rate", "_recent", "_rest_until", "_run", "_serial", "_steady", "_steady_since", "_trial",
         "_up", "_usual", "_waited", "level", "onsets", "trials", "value", "why",
     )  # fmt: skip
@@ -113,9 +124,9 @@ class AdaptiveLimit:
         self._steady = 0
         self._steady_since = 0.0
         self._rate = 0.0
-        self._push: PushBack | None = None
-        self._immune = 0.0
-        self._immunity = IMMUNITY
+        # The best rate of late, whether or not the limit was in use.
+        self._peak = self._peak_since = 0.0
+        self._push = PushBack()
 
     def begun(self, in_use: float) -> int:
         """A permit was taken, ``in_use`` with it. Returns a mark to be handed to ``ended``."""
@@ -133,12 +144,18 @@ class AdaptiveLimit:
         self._recent.append((n, seconds, now))
         self._usual += (n - self._usual) / 128
         self._count += 1
-        if self._push is not None and self._push.seen(False):
-            self._pushed(now)
+        if not self._count & 255:
+            self._peak = max(0.9 * self._peak, 256 / max(1e-6, now - self._peak_since))
+            self._peak_since = now
+        self._push.good = True
+        if self._push.active:
+            value = self._push.answered(now, self.value)
+            if value is not None:
+                self._pushed(now, value)
         trial = self._trial
         if mark and trial is not None and mark >> 1 == trial.serial:
             trial.add(mark & 1, seconds)
-        if in_use > RISE * self._usual + 4 and not self._count & 15 and self._onset(now, in_use):
+        if in_use > RISE * self._usual + 4 and not self._count % LOOK and self._onset(now, in_use):
             return
         if trial is not None:
             pause = PAUSE_WAITING if waiting else PAUSE
@@ -146,6 +163,7 @@ class AdaptiveLimit:
                 self._move(self.value)  # what it compared lies too far apart by now
         if waiting:
             self._waited = now
+            self.waits(now)
             self._watch_rate(now)
             self._saturated(now)
         else:
@@ -179,27 +197,40 @@ class AdaptiveLimit:
     def _onset(self, now: float, in_use: float) -> bool:
         """Whether in flight outgrew the server while the limit did not hold it; then it does now.
 
-        Ordinary least squares over the recent answers, which must span a factor of three in
-        flight. O(RECENT).
+        Two views have to agree: the times of those answered (ordinary least squares over the
+        recent answers, which must span a factor of three in flight), and Little's law for those
+        who are not. The first alone is fooled by a burst at a batching server, which slows
+        those with few others more than those with many; the second alone by any burst, until
+        its answers come. O(RECENT).
         """
         recent = self._recent
         count = len(recent)
-        if count < 32:
-            return False
+        if count < 32 or in_use > self.level:
+            return False  # too little is known, or what is too much already runs out
         ns = sorted(n for n, _, _ in recent)
         middle = ns[count // 2]
         top = ns[-1 - count // 16]
         if in_use < max(top, 1.25 * middle) or top < 3 * ns[count // 10]:
             return False
-        slope, error = _slope([log(n) for n, _, _ in recent], [log(s) for _, s, _ in recent])
-        latest = [seconds for _, seconds, _ in list(recent)[-16:]]
-        if slope - 2 * error < SLOPE or mean(latest) < WORTH:
-            return False
         few = ns[count // 3]
-        quick = [seconds for n, seconds, _ in recent if n <= few]
-        elapsed = max(1e-6, now - recent[-25][2])
-        useful = 24 / elapsed * sum(quick) / len(quick)
-        value = max(middle, round(HEADROOM * useful))
+        usual = mean([seconds for n, seconds, _ in recent if n <= few])
+        begun = max(at - seconds for n, seconds, at in recent if n <= middle)
+        if now - begun < SETTLED * usual:
+            return False
+        late = list(recent)[-25:]
+        # A queue gives n / seconds even before the last 24 have all come at the full rate.
+        rate = max(
+            24 / max(1e-6, now - late[0][2]),
+            sum(n for n, _, _ in late) / sum(seconds for _, seconds, _ in late),
+        )
+        # As many answers as those in flight will bring come late, but then quickly.
+        fresh = max(rate, 8 / max(1e-6, now - late[-9][2]))
+        if in_use / fresh < usual * (in_use / few) ** LITTLE:
+            return False
+        slope, error = _slope([log(n) for n, _, _ in recent], [log(s) for _, s, _ in recent])
+        if slope - 2 * error < SLOPE or mean([seconds for _, seconds, _ in late[-16:]]) < WORTH:
+            return False
+        value = max(middle, round(HEADROOM * rate * usual))
         if value >= self.value:
             return False
         self.onsets += 1
@@ -211,7 +242,7 @@ class AdaptiveLimit:
     def _begin_anew(self, now: float) -> None:
         """Trials from here on look for a limit nearby, downward first."""
         self._up = self._run = False
-        self._gap = self._wide
+        self._gap = max(1, self.value * 2 // 5)
         self._confirmed = 0
         self._rest_until = now
         self._rate = 0.0
@@ -228,9 +259,10 @@ class AdaptiveLimit:
         if trial is not None and trial.hi >= RISE * trial.lo:
             return  # so coarse a step may change the rate by itself
         before, self._rate = self._rate, rate
-        if before and not CHANGED < rate / before < 1 / CHANGED:
+        if rate < CHANGED * max(before, self._peak) or (before and before < CHANGED * rate):
             self._move(self.value)
             self._begin_anew(now)
+            self._rate = self._peak = rate
             self._gap = max(1, self.value // 2)
 
     # -- trials ---------------------------------------------------------------------------------
@@ -290,6 +322,8 @@ class AdaptiveLimit:
             more = "brought more answers" if up else "brought no more answers, only delay"
             self.why = f"{trial.hi} in flight {more} than {trial.lo}"
             self._confirmed = 0
+            if not up:
+                self._push.settled()
             if self._run or gap <= self._least or trial.hi >= 1.5 * trial.lo:
                 self._run = True
                 self._gap = min(2 * gap, max(1, self.value))
@@ -312,48 +346,32 @@ class AdaptiveLimit:
     # -- push-back --------------------------------------------------------------------------------
 
     def pushed_back(self, now: float, others: float) -> None:
-        """The upstream refused for its load, with ``others`` in flight besides.
+        """The upstream refused for its load, with ``others`` in flight besides."""
+        value = self._push.refused(now, self.value, others, self._low)
+        if value is not None:
+            self._pushed(now, value)
+        elif self._push.ceiling and self._trial is not None:
+            self._move(self.value)  # what it compared was cut short by refusals
+        self._rest_until = max(self._rest_until, now + 1.0)
 
-        Lowers the limit at once. If that does not make refusals rarer (they may be about one
-        tenant's quota, and have nothing to do with concurrency), the limit of before comes back
-        and push-back is not believed for a while: 30 s, longer each time, up to 5 min.
-        """
-        if now < self._immune:
-            return
-        if self._push is None:
-            self._push = PushBack(self.value)
-        if self._push.seen(True):
-            self._pushed(now)
-            if self._push is None:
-                return
-        # By half at the most: one refusal in a quiet moment does not say how many are too many, and
-        # in an overload the next ones come within milliseconds.
-        value = max(self._low, min(self.value, int(others)), self.value // 2)
-        if value < self.value or self._trial is not None:
-            self.why = f"the upstream refused more than {value}"
-            self._move(value)
-            self._begin_anew(now)
-        self._up = True
-        self._gap = self._least
-        self._rest_until = now + 1.0
+    def waits(self, now: float) -> None:
+        """Somebody waits for a permit: the limit may grow back after push-back."""
+        trial = self._trial
+        if self._push.ceiling and (trial is None or now > trial.started + LONG_ENOUGH):
+            value = self._push.grow(now, self.value)
+            if value is not None:
+                self.why = "the upstream has not refused more for a while"
+                self._move(value)
 
-    def _pushed(self, now: float) -> None:
-        push = self._push
-        assert push is not None
-        verdict = push.verdict(self.value)
-        if verdict is None:
-            return
-        self._push = None
-        if verdict:
-            self._immunity = IMMUNITY
-            if push.rare:  # never mind
-                self._move(max(self.value, push.before))
-            return
-        self.why = "push-back did not become rarer with less in flight"
-        self._move(push.before)
+    def _pushed(self, now: float, value: int) -> None:
+        more = value > self.value
+        self.why = (
+            "push-back is not about how much is in flight"
+            if more
+            else f"the upstream refused more than {value}"
+        )
+        self._move(value)
         self._begin_anew(now)
-        self._immune = now + self._immunity
-        self._immunity = min(300.0, 2 * self._immunity)
 
 
 def _slope(x: list[float], y: list[float]) -> tuple[float, float]:

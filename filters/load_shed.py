@@ -41,8 +41,8 @@ class LoadShed:
     while nobody waits.
     """
 
-    __slots__ = ("_dry", "_fair_by", "_rng", "_shedder", "_strain", "_watches", "shed", "strained",
-                 "would_shed", "would_strain")  # fmt: skip
+    __slots__ = ("_fair_by", "_rng", "_shedder", "_strain", "_watches", "dry_run", "shed",
+                 "strained", "would_shed", "would_strain")  # fmt: skip
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LoadShed:
         rng: Random,
     ) -> None:
         self._watches = config is None
-        self._dry = config is not None and config.dry_run
+        self.dry_run = config is not None and config.dry_run
         self._shedder = shedder
         self._strain = strain if config is not None else None
         self._fair_by = fair_by
@@ -78,9 +78,9 @@ class LoadShed:
             self._shed(exchange, shedder, now)
 
     def _strained(self, exchange: Exchange, why: str) -> None:
-        if self._dry:
+        if self.dry_run:
             self.would_strain += 1
-            exchange.shadowed = Reason.STRAINED
+            exchange.shadow(Reason.STRAINED)
             return
         self.strained += 1
         raise Reject(Reason.STRAINED, why, retry_after=1 + 2 * self._rng.random())
@@ -88,9 +88,9 @@ class LoadShed:
     def _shed(self, exchange: Exchange, shedder: Shedder, now: float) -> None:
         if self._watches:
             return
-        if self._dry:
+        if self.dry_run:
             self.would_shed += 1
-            exchange.shadowed = Reason.SHED
+            exchange.shadow(Reason.SHED)
             return
         self.shed += 1
         shedder.refused[exchange.priority] += 1
@@ -111,7 +111,7 @@ class LoadShed:
             "would_shed": self.would_shed,
             "would_strain": self.would_strain,
             "on": not self._watches,
-            "dry_run": self._dry,
+            "dry_run": self.dry_run,
             "route": shedder.describe(now) if shedder is not None else None,
             "gateway": strain.describe(now) if strain is not None else None,
         }

@@ -5,9 +5,10 @@ against the others in the same time, because what all endpoints show is no endpo
 outage behind them, a broken client, a surge. So when everything looks bad, nobody is ejected, and
 who was comes back.
 
-An ejection lasts ``base_ejection``, doubled with each repeat; then one real request decides, and
-after a good one the endpoint's share grows over ``RAMP`` seconds. Every state ends by itself: an
-ejection by the time, a probe by its answer or by being late, a charge by newer attempts.
+An ejection lasts ``base_ejection``, doubled with each repeat; then one real request decides (two if
+the first is late), and after a good one the endpoint's share grows over ``RAMP`` seconds. Every
+state ends by itself: an ejection by the time, a probe by its answer or by being late, a charge by
+newer attempts.
 
 Differs from Envoy: no statistics over a fixed interval (10 s of damage), no minimum of five hosts,
 a probe instead of a return at full share, and latency, which Envoy has been asked for since 2016.
@@ -31,10 +32,6 @@ BY_HAND = 3600.0
 """Seconds for which an operator's ejection lasts, for those that are forgotten."""
 TRIED = 16
 """Charges that are looked into at once: in large clusters where much fails, each takes time."""
-PUSHED = 30.0
-"""The longest Retry-After that is believed, in seconds."""
-PUSHED_BRIEFLY = 1.0
-"""Seconds of a 429 that does not say how long."""
 
 
 class Config(Struct, frozen=True):
@@ -143,13 +140,6 @@ class Policy:
         s.accused |= row.length >= limit
         return limit in (row.length, s.refusals)
 
-    def pushed_back(self, s: Standing, retry_after: float | None, now: float) -> None:
-        """It asked to be spared: its share falls for that long."""
-        seconds = PUSHED_BRIEFLY if retry_after is None else max(0.0, min(retry_after, PUSHED))
-        s.push_backs += 1
-        s.pushed_until = max(s.pushed_until, now + seconds)
-        s.weigh(now)
-
     def probed(self, s: Standing, kind: Kind, now: float, *, ended: bool) -> list[Effect]:
         """How the probe of ``s`` fared. While it has not ``ended``, its first byte may still be to
         come, or its last, where that is what decides."""
@@ -169,20 +159,21 @@ class Policy:
             limit = self._limit or s.limit
             if s.cause is Cause.LATENCY and probe.seconds > limit:
                 why = f"time to first byte {spelled(probe.seconds)}, allowed are {spelled(limit)}"
-                return self._probe_failed(s, why, now)
+                return self._probe_late(s, why, now)
             return [self._restore(s, f"its probe was answered in {spelled(probe.seconds)}", now)]
         if kind is Kind.IGNORED:
             # Its caller left, or a hedge was faster. Without a verdict, the next request decides.
             waited = now - probe.started
             if waited > (self._typical or LONE):
-                return self._probe_failed(s, f"nothing came in {spelled(waited)}", now)
+                return self._probe_late(s, f"nothing came in {spelled(waited)}", now)
             s.probe = None
         return []
 
     # -- by hand --------------------------------------------------------------------------------
 
     def eject(self, s: Standing, everyone: Sequence[Standing], why: str, now: float) -> str:
-        """Eject for ``BY_HAND`` seconds. "", or why it must not be."""
+        """Eject for ``BY_HAND`` seconds, anew from now if it was by hand. "", or why it must not
+        be."""
         out = sum(each.phase is not Phase.HEALTHY for each in everyone if each is not s)
         if len(everyone) < 2:
             return "it is the cluster's only endpoint"
@@ -191,7 +182,10 @@ class Policy:
             return f"{out} of {len(everyone)} endpoints are out already, {allowed} may be"
         if not any(e.phase is Phase.HEALTHY and e.checked for e in everyone if e is not s):
             return "no other endpoint is healthy"
-        self._out(s, Cause.MANUAL, why, now, BY_HAND)
+        if s.cause is Cause.MANUAL and s.phase_at(now) is Phase.EJECTED:
+            s.why, s.until = why, now + BY_HAND
+        else:
+            self._out(s, Cause.MANUAL, why, now, BY_HAND)
         return ""
 
     def restore(self, s: Standing, now: float) -> list[Effect]:
@@ -237,12 +231,16 @@ class Policy:
         if probe.resolve() == TIMED:
             return self.probed(s, Kind.OK, now, ended=False)
         limit = self._limit or s.limit
-        if s.cause is not Cause.LATENCY:
+        slow = s.cause is Cause.LATENCY
+        if not slow:
             limit = max(limit, self.config.max_ejection)
         waited = now - probe.started
         if waited <= limit:
             return []
-        return self._probe_failed(s, f"no answer in {spelled(waited)}", now, hangs=True)
+        why = f"no answer in {spelled(waited)}"
+        if slow:
+            return self._probe_late(s, why, now)
+        return self._probe_failed(s, why, now, hangs=True)
 
     def _within_cap(self, everyone: Sequence[Standing], now: float) -> list[Effect]:
         """The cluster may have shrunk, or the cap."""
@@ -353,6 +351,7 @@ class Policy:
 
     def _length(self, s: Standing, cause: Cause) -> float:
         if cause is Cause.REFUSED:
+            s.repeats += s.repeats < 2  # a repeat is told from the first, and a long outage is one
             return LONE
         longest = max(self.config.base_ejection, self.config.max_ejection)
         seconds = float(min(longest, self.config.base_ejection * 2 ** min(s.repeats, 60)))
@@ -362,6 +361,15 @@ class Policy:
     def _out(self, s: Standing, cause: Cause, why: str, now: float, seconds: float) -> None:
         s.eject(cause, why, now, seconds)
         self.ejections[cause] += 1
+
+    def _probe_late(self, s: Standing, what: str, now: float) -> list[Effect]:
+        """One late answer may be chance, as times to first byte are spread; two in a row hardly
+        are. So the next request is a probe, too, before the endpoint is out again."""
+        if s.late:
+            return self._probe_failed(s, what, now)
+        s.late = True
+        s.probe = None
+        return []
 
     def _probe_failed(
         self, s: Standing, what: str, now: float, *, hangs: bool = False
@@ -376,7 +384,7 @@ class Policy:
             cause = Cause.CONSECUTIVE
         why = f"its probe failed: {what}"
         self._out(s, cause, why, now, self._length(s, cause))
-        s.probe = probe if hangs and cause is not Cause.LATENCY else None
+        s.probe = probe if hangs else None
         return [Effect(Act.EJECTED, s, why)]
 
     def _restore(self, s: Standing, why: str, now: float, *, ramp: bool = True) -> Effect:

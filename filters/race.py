@@ -81,6 +81,10 @@ class End(StrEnum):
     """The exchange ended before either."""
 
 
+_ABANDONED = End.ABANDONED
+"""For the hot path: see ``filters.api.OK``."""
+
+
 class Race:
     """Two attempts of one exchange. The first runs in ``run``, that is, in ``task``, which is the
     caller's; the second joins later, with a task of its own, or never.
@@ -107,7 +111,7 @@ class Race:
         self._rival: Task[Outcome] | None = None
         self.first = first
         self.second: Attempt | None = None
-        self.end = End.ABANDONED
+        self.end = _ABANDONED
         self.timed = False
 
     async def guarded(self, second: Attempt) -> Outcome:
@@ -149,7 +153,7 @@ class Race:
         except BaseException:
             if self._rival is not None:
                 await self._put_down(self._rival)
-            self.end = End.ABANDONED
+            self.end = _ABANDONED
             if outcome is not None:
                 _drop(outcome, self._method)
             raise

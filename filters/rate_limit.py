@@ -168,7 +168,7 @@ class RateLimit:
             return
         if dry_run:
             self.would_refuse += 1
-            exchange.shadowed = Reason.RATE_LIMITED
+            exchange.shadow(Reason.RATE_LIMITED)
             return
         self.refused += 1
         self._tell(exchange, 0, ahead - interval)

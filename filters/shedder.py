@@ -261,7 +261,9 @@ class Shedder:
             self._enter(now)
 
     def _enter(self, now: float) -> None:
-        if self._permits - self._handed < FEW or not self.length:
+        permits, seconds = self._permits - self._handed, now - self._begun
+        # In the first moments they come unevenly, and whom to refuse goes by their rate.
+        if not self.length or permits < (FEW if seconds >= WINDOW else 3 * FEW):
             return
         self.overloaded = True
         self.episodes += 1

@@ -29,6 +29,16 @@ RAMP = 5.0
 LEAST = 0.05
 """The share of a weight that is left at the beginning of a ramp, under push-back, or under a charge
 that the cap saved from ejection. Not 0: without traffic nothing would ever be found out."""
+PUSHED = 30.0
+"""The longest Retry-After that is believed, in seconds."""
+PUSHED_BRIEFLY = 1.0
+"""The shortest, and that of a 429 that does not say how long."""
+AVOIDED = 15.0
+"""The longest time in seconds for which push-back in a row makes an endpoint avoided by itself."""
+HALVINGS = 8
+"""How often push-back in a row halves ``LEAST``. An endpoint that turns everything away at once has
+nothing in flight, so at a twentieth it would be the best choice wherever the others have 20 each;
+now only where they have 5000."""
 PENDING, TIMED, ANSWERED, FAILED, IGNORED = range(5)
 """Verdicts of a sample. TIMED: good, ``seconds`` to its first byte. ANSWERED: good, but a time
 that says nothing. FAILED and IGNORED: ``seconds`` were waited in vain. (Numbers: read in loops.)"""
@@ -74,6 +84,10 @@ class Phase(StrEnum):
     PROBING = "probing"
 
 
+HEALTHY = Phase.HEALTHY
+"""For the hot path: see ``filters.api.OK``."""
+
+
 class Cause(StrEnum):
     """Why an endpoint is out."""
 
@@ -116,17 +130,19 @@ class Standing:
     ``checked``: whether its active check passes. ``until``: when an ejection ends. ``repeats``:
     ejections that still count for the length of the next. ``share``, 0 to 1: the part of its weight
     that it gets. ``held``: why it would be ejected but for the cap. ``pushed_until``: until when it
-    has asked to be spared. ``limit``: seconds to first byte that its probe may take; ``measured``:
-    what it took when it was ejected for it. ``whole``: it was ejected for broken answers, so its
-    probe has to be answered in full. ``accused``: it failed again since the last look.
+    has asked to be spared; ``pushes``: how often in a row, without a good answer, and since when;
+    ``avoided``: until when that alone lowers its share. ``limit``: seconds to first byte that its
+    probe may take; ``measured``: what it took when it was ejected for it. ``whole``: it was ejected
+    for broken answers, so its probe has to be answered in full. ``late``: its last probe was, so
+    another one decides. ``accused``: it failed again since the last look.
     ``ejections`` and ``push_backs`` are counts of its whole life.
     """
 
     __slots__ = (
-        "accused", "breaks", "cause", "checked", "ejections", "failed_at", "failures", "held",
-        "last", "limit", "measured", "muted_until", "name", "phase", "probe", "push_backs",
-        "pushed_until", "ramp_since", "recent", "refusals", "repeats", "share", "since", "skip",
-        "spared_until", "until", "whole", "why",
+        "accused", "avoided", "breaks", "cause", "checked", "ejections", "failed_at", "failures",
+        "held", "last", "late", "limit", "measured", "muted_until", "name", "phase", "probe",
+        "push_backs", "pushed_until", "pushes", "ramp_since", "recent", "refusals", "repeats",
+        "share", "since", "skip", "spared_until", "until", "whole", "why",
     )  # fmt: skip
 
     def __init__(self, name: str, now: float) -> None:
@@ -143,6 +159,8 @@ class Standing:
         self.held = ""
         self.limit = self.measured = 0.0
         self.whole = False
+        self.pushes = Row()
+        self.avoided = 0.0
         self.pushed_until = self.spared_until = self.muted_until = self.failed_at = 0.0
         self.ramp_since = float("-inf")
         self.probe: Sample | None = None
@@ -157,7 +175,7 @@ class Standing:
         self.breaks = Row()
         """Answers that were broken off in a row; a good head does not end it, a good end does."""
         self.refusals = 0
-        self.accused = False
+        self.accused = self.late = False
         self.last = ""
 
     def eject(self, cause: Cause, why: str, now: float, seconds: float) -> None:
@@ -183,12 +201,36 @@ class Standing:
         self.ramp_since = now if ramp else float("-inf")
         self.weigh(now)
 
+    def push_back(self, retry_after: float | None, now: float) -> None:
+        """It asks to be spared: its share falls for that long, to half with each further time in a
+        row. While it does nothing else it is avoided for as long again as that has lasted, or each
+        end of a short Retry-After would lead callers to it."""
+        if now > self.avoided_until + SPAN:
+            self.pushes.length = 0
+        self.pushes.add(now)
+        self.push_backs += 1
+        seconds = max(PUSHED_BRIEFLY, min(retry_after or 0.0, PUSHED))
+        self.pushed_until = max(self.pushed_until, now + seconds)
+        self.avoided = now + min(AVOIDED, now - self.pushes.since)
+        self.weigh(now)
+
+    @property
+    def avoided_until(self) -> float:
+        """Until when push-back lowers its share: as it asked, or longer if it does nothing else."""
+        return max(self.pushed_until, self.avoided) if self.pushes.length else self.pushed_until
+
     def weigh(self, now: float) -> None:
         """Work out its share."""
+        self.share = self.share_at(now)
+
+    def share_at(self, now: float) -> float:
+        """Its share, whether or not anybody has looked. For one that is not out."""
+        if now < self.avoided_until:
+            return LEAST * 0.5 ** min(HALVINGS, max(0, self.pushes.length - 1))
+        if self.held:
+            return LEAST
         ramp = (now - self.ramp_since) / RAMP
-        self.share = 1.0 if ramp >= 1 else max(LEAST, ramp)
-        if self.held or now < self.pushed_until:
-            self.share = LEAST
+        return 1.0 if ramp >= 1 else max(LEAST, ramp)
 
     def keep(self, sample: Sample, active: int) -> None:
         """Take a new attempt in. ``active`` are in flight. 0.1 us."""

@@ -1,7 +1,6 @@
 """trials: what the adaptive limit compares, and how it judges. Pure; see ``limits.py`` for when.
 
-A ``Trial`` holds two levels of concurrency against each other, a ``PushBack`` the share of refusals
-before and after the limit was lowered.
+A ``Trial`` holds two levels of concurrency against each other.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ LONG_ENOUGH = 4.0
 class Trial:
     """Blocks of answers at two levels, ``lo`` and ``hi``: was the higher one only delay?
 
-    The blocks come as base, probe, base, so that a drift of the server's speed cancels, and only
-    a third of the time is spent off the limit.
+    The blocks come in threes, base, probe, base, and each probe is held against the two around it:
+    so a drift of the server's speed cancels, a jump only makes the verdict uncertain, and a third
+    of the time is spent off the limit.
     """
 
-    __slots__ = ("_blocks", "_enough", "_fine", "_got", "_order", "_probe", "_size", "_step", "arm",
-                 "hi", "lo", "serial", "started")  # fmt: skip
+    __slots__ = ("_blocks", "_enough", "_fine", "_got", "_least", "_order", "_probe", "_size",
+                 "_step", "arm", "hi", "lo", "serial", "started")  # fmt: skip
 
     def __init__(self, serial: int, lo: int, hi: int, up: bool, now: float) -> None:
         self.serial = serial
@@ -38,8 +38,9 @@ class Trial:
         # One too few costs throughput, one too many a little delay: the last step down has to be
         # proven better.
         self._fine = 0.6 if not up and ratio < 1.25 else 0.0
-        # Coarse steps are seen in a few blocks, and a wrong one is mended by the next trial.
-        self._enough = 3 if ratio >= 1.5 else max(8, 128 // self._size)
+        # Probes for a verdict, if it is plain and if not. Coarse steps are seen in a few, and a
+        # wrong one is mended by the next trial.
+        self._least, self._enough = (2, 3) if ratio >= 1.5 else (4, max(8, 128 // self._size))
 
     def add(self, arm: int, seconds: float) -> None:
         if arm == self.arm:
@@ -74,28 +75,37 @@ class Trial:
             return None
         low, high = self._blocks
         probes = min(len(low), len(high))
-        if probes < 2:
+        if probes < self._least:
             return None
-        quick_low = [log(quick) for quick, _ in low]
-        quick_high = [log(quick) for quick, _ in high]
-        mean_low, mean_high = mean(quick_low), mean(quick_high)
-        spread = sum((x - mean_low) ** 2 for x in quick_low)
-        spread += sum((x - mean_high) ** 2 for x in quick_high)
-        variance = spread / (len(low) + len(high) - 2)
-        error = sqrt(variance / len(low) + variance / len(high)) + 1e-3
+        stretch, error = self._stretch(low, high)
         # Little's law: one more in flight costs 1/throughput = time / in flight, if it only waits.
         wait = (self.hi - self.lo) * mean([mean for _, mean in high]) / self.hi
         queue = 0.3 * log(1 + wait / mean([quick for quick, _ in low]))
-        certainty = (mean_high - mean_low - max(0.8 * self._step, queue)) / error
-        sure = 3.5 if probes < 4 else 2.6
+        certainty = (stretch - max(0.8 * self._step, queue)) / error
+        sure = 3.5 if probes < 4 else 2.6  # Student's t: few probes know their error badly
         if certainty > sure + self._fine or certainty < -sure:
             return self.lo if certainty > 0 else self.hi
         if probes < self._enough and (probes < 4 or now - self.started < LONG_ENOUGH):
             return None
         stay = self.lo if self._probe else self.hi
-        if certainty > (2.0 if self._fine else 0.7):
+        if certainty > 1.5:
             return self.lo
         return self.hi if certainty < -0.5 else stay
+
+    def _stretch(self, low: list[_Block], high: list[_Block]) -> tuple[float, float]:
+        """How much longer the quick answers take at the higher level (a difference of logarithms),
+        and its standard error: a randomised block design (Fisher 1935), three blocks each."""
+        base, probe = (low, high) if self._probe else (high, low)
+        count = len(probe)
+        stretch = spread = 0.0
+        for n, (quick, _) in enumerate(probe):
+            x, before, after = log(quick), log(base[2 * n][0]), log(base[2 * n + 1][0])
+            stretch += (x - (before + after) / 2) / count
+            centre = (x + before + after) / 3
+            spread += (x - centre) ** 2 + (before - centre) ** 2 + (after - centre) ** 2
+        spread -= count * stretch * stretch * 2 / 3  # what the difference itself explains
+        error = sqrt(max(0.0, spread) / (2 * count - 1) * 1.5 / count) + 1e-3
+        return (stretch if self._probe else -stretch), error
 
 
 _Block = tuple[float, float]
@@ -104,40 +114,3 @@ _Block = tuple[float, float]
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-class PushBack:
-    """One spell of push-back: does less in flight make it rarer? Looked at every 32 answers."""
-
-    __slots__ = ("_first", "_pushed", "_seen", "_shares", "before", "rare")
-
-    def __init__(self, before: int) -> None:
-        self.before = before
-        self._seen = self._pushed = 0
-        self.rare = False  # so few from the beginning that there is nothing to make rarer
-        self._first: tuple[float, int] | None = None
-        self._shares: list[float] = []
-
-    def seen(self, pushed: bool) -> bool:
-        """Count one answer; True when it is time for a verdict."""
-        self._seen += 1
-        self._pushed += pushed
-        return self._seen >= 32
-
-    def verdict(self, value: int) -> bool | None:
-        """True: over, it helped. False: it does not help. None: go on."""
-        share = self._pushed / self._seen
-        self._seen = self._pushed = 0
-        if share <= 0.05:
-            self.rare = self._first is None
-            return True
-        if self._first is None:
-            self._first = (share, value)
-            return None
-        share_then, value_then = self._first
-        if value * 2 > value_then and value > 1:
-            return None
-        if share > 0.75 * share_then:
-            return False
-        self._first = (share, value)
-        return None

@@ -125,7 +125,7 @@ class AccessLog:
         if exchange.hedged:
             found += ',"hedged":true' if self._json else " hedged=true"
         if exchange.shadowed is not None:
-            found += self._pair("shadowed", exchange.shadowed.value)
+            found += self._pair("shadowed", str(exchange.shadowed))
         return found
 
     def _pair(self, name: str, escaped: str) -> str:

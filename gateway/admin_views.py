@@ -91,7 +91,7 @@ def endpoint(one: Endpoint, membership: Membership, now: float) -> dict[str, Any
         "since": _moment(one.since, now),
         "until": _moment(standing.until, now) if now < standing.until else None,
         "pushed_back_until": (
-            _moment(standing.pushed_until, now) if now < standing.pushed_until else None
+            _moment(standing.avoided_until, now) if now < standing.avoided_until else None
         ),
         "weight": one.rated,
         "share": _plain(one.share),

@@ -6,11 +6,12 @@ from random import Random
 from typing import cast
 
 from filters import outlier
-from filters.api import Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
+from filters.api import OK, Attempt, Clock, Exchange, Headers, Kind, Outcome, Reason
 from filters.outlier import Act, Effect
 from filters.standing import (
     ANSWERED,
     FAILED,
+    HEALTHY,
     IGNORED,
     PENDING,
     TIMED,
@@ -23,13 +24,14 @@ from gateway import config
 from gateway.balancer import Balancer
 from gateway.endpoint import Endpoint
 from gateway.health import usable
+from gateway.retry_after import retry_after
 
 log = logging.getLogger("tailrace")
 
 _IGNORED = Outcome(Kind.IGNORED)
 LOAD_STATUSES = (429, 503)
 UNSURE = 1.0
-"""Seconds of Retry-After while a probe is under way, or where it cannot be read."""
+"""Seconds of Retry-After while a probe is under way."""
 PATIENCE = 2.0
 """Seconds for which a probe waits for a request that may be sent again if it fails."""
 
@@ -61,7 +63,7 @@ class Permit(Sample):
         kind = outcome.kind
         verdict = self.verdict or self.resolve()
         seconds = self.seconds if verdict else now - self.started
-        if kind is Kind.OK:
+        if kind is OK:
             if standing.breaks.length:
                 standing.breaks.length = 0
             if not verdict:  # an answer without a body
@@ -97,6 +99,7 @@ class Cluster:
         self._candidates: list[Endpoint] = []
         self._probing: list[Endpoint] = []
         self._due = self._hurried = 0.0
+        self.faults = 0
         self.pushed_until = 0.0
 
     # -- who belongs, and who takes part -------------------------------------------------------
@@ -139,9 +142,17 @@ class Cluster:
 
     def look(self, now: float) -> None:
         """Let ejection look at all endpoints. O(endpoints), a few times a second: see
-        ``outlier.Policy.interval``. Driven by traffic: without any there is nothing to decide."""
+        ``outlier.Policy.interval``. Driven by traffic: without any there is nothing to decide. A
+        fault of the judge is counted in ``faults``, and costs no exchange."""
         everyone = [each.standing for each in self.endpoints.values()]
-        self._tell(self.outlier.evaluate(everyone, now))
+        try:
+            self._tell(self.outlier.evaluate(everyone, now))
+        except Exception:
+            if not self.faults:  # it may be one of every look
+                log.exception("cluster %s: ejection failed", self.name)
+            self.faults += 1
+            for each in everyone:
+                each.weigh(now)
         self._sort()
         ends = [s.until for s in everyone if s.phase is Phase.EJECTED]
         self._due = min([now + self.outlier.interval(len(everyone)), *ends])
@@ -170,8 +181,7 @@ class Cluster:
                 continue
             where = f"endpoint {standing.name} of {self.name}"
             if act is Act.EJECTED:
-                again = standing.repeats > 1 or standing.cause is Cause.REFUSED
-                level = logging.INFO if again else logging.WARNING
+                level = logging.INFO if standing.repeats > 1 else logging.WARNING
                 log.log(level, "%s is ejected: %s", where, why)
             elif act is Act.WOULD_EJECT:
                 log.warning("%s would be ejected: %s", where, why)
@@ -263,7 +273,7 @@ class Cluster:
         attempt.started = now
         permit = Permit(endpoint, self, exchange, now)
         standing = endpoint.standing
-        if standing.phase is not Phase.HEALTHY and standing.probe is None:
+        if standing.phase is not HEALTHY and standing.probe is None:
             standing.probe = permit
             self.outlier.probes += 1
         try:
@@ -273,8 +283,9 @@ class Cluster:
             raise
         answer = outcome.answer
         if answer is None:
-            # Busy with us; but for a probe that is no proof that it works.
-            if outcome.reason is Reason.POOL_EXHAUSTED and standing.probe is not permit:
+            if outcome.reason is Reason.POOL_EXHAUSTED:  # busy with us, which is no failure
+                if standing.probe is permit:  # it never got there: the next request probes
+                    standing.probe = None
                 outcome.kind = Kind.PUSHED_BACK
                 self._pushed_back(endpoint, None, self.clock.now())
             permit.release(outcome)
@@ -295,8 +306,10 @@ class Cluster:
             permit.answer = answer
         if standing.failures.length:
             standing.failures.length = standing.refusals = 0
+        if standing.pushes.length:
+            standing.pushes.length = 0
         if standing.probe is permit:
-            self.probed(endpoint, Kind.OK, self.clock.now(), ended=False)
+            self.probed(endpoint, OK, self.clock.now(), ended=False)
         return outcome
 
     def _refused(
@@ -320,7 +333,7 @@ class Cluster:
             self.probed(endpoint, outcome.kind, now, ended=True)
 
     def _pushed_back(self, endpoint: Endpoint, seconds: float | None, now: float) -> None:
-        self.outlier.pushed_back(endpoint.standing, seconds, now)
+        endpoint.standing.push_back(seconds, now)
         self.pushed_until = max(self.pushed_until, endpoint.standing.pushed_until)
         endpoint.push_back(now)
         endpoint.weigh()
@@ -359,11 +372,3 @@ class Cluster:
             complete=False,
             detail=out[0].why if out else "",
         )
-
-
-def retry_after(headers: Headers) -> float | None:
-    """Seconds that the upstream asks to wait. Its date form is not worth a clock of its own."""
-    for name, value in headers:
-        if name.lower() == b"retry-after":
-            return float(value) if value.isdigit() and len(value) < 10 else UNSURE
-    return None

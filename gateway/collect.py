@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from filters.api import Priority
+from filters.api import Priority, Reason
 from filters.retry import Stop
 from gateway.exposition import Families, Family
 from gateway.metrics import OTHER, SERIES
@@ -79,7 +79,7 @@ def _exchanges(families: Families, server: Server) -> None:
 
 
 def _admission(families: Families, server: Server) -> None:
-    limit = families.gauge("limit", "How much may be in flight at the cluster, in permits.")
+    limit = families.gauge("limit", "Permits of the route: what it may have in flight.")
     permits = families.gauge("permits", "Permits given out and not come back yet.")
     waiting = families.gauge("queue_length", "Exchanges that wait for a permit, by class.")
     overloaded = families.gauge("overloaded", "1 while the queue stands and arrivals are shed.")
@@ -146,20 +146,29 @@ def _hedges(families: Families, server: Server) -> None:
 
 
 def _dry_runs(families: Families, server: Server) -> None:
-    """What ``would`` have been done: refused (its reason code), made to wait, hedged, ejected."""
-    would = families.counter("dry_run_total", "What filters with dry_run would have done.")
+    """What ``would`` have been done: refused (its reason code), made to wait, hedged. Only of
+    filters with ``dry_run``, and of those that had it before a reload."""
+    family = families.counter("dry_run_total", "What filters with dry_run would have done.")
     for route, filters in _routes(server):
-        if filters.deadline is not None:
-            would.add(filters.deadline.would_refuse, route=route, would="deadline_unreachable")
-        if filters.rate_limit is not None:
-            would.add(filters.rate_limit.would_refuse, route=route, would="rate_limited")
-        if filters.load_shed is not None:
-            would.add(filters.load_shed.would_shed, route=route, would="shed")
-            would.add(filters.load_shed.would_strain, route=route, would="strained")
-        if filters.gate is not None:
-            would.add(filters.gate.would_wait, route=route, would="queue")
-        if filters.hedge is not None:
-            would.add(filters.hedge.would_hedge, route=route, would="hedge")
+        for would, count, dry_run in _would(filters):
+            if dry_run or count:
+                family.add(count, route=route, would=would)
+
+
+def _would(filters: RouteFilters) -> Iterator[tuple[str, int, bool]]:
+    """What, how often, and whether the filter is in a dry run now."""
+    deadline, rate_limit, load_shed = filters.deadline, filters.rate_limit, filters.load_shed
+    if deadline is not None:
+        yield Reason.DEADLINE_UNREACHABLE.value, deadline.would_refuse, deadline.config.dry_run
+    if rate_limit is not None:
+        yield Reason.RATE_LIMITED.value, rate_limit.would_refuse, rate_limit.config.dry_run
+    if load_shed is not None:
+        yield Reason.SHED.value, load_shed.would_shed, load_shed.dry_run
+        yield Reason.STRAINED.value, load_shed.would_strain, load_shed.dry_run
+    if filters.gate is not None:
+        yield "queue", filters.gate.would_wait, filters.gate.config.dry_run
+    if filters.hedge is not None:
+        yield "hedge", filters.hedge.would_hedge, filters.hedge.policy.config.dry_run
 
 
 def _named(server: Server) -> Iterator[tuple[dict[str, str], Endpoint]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from filters.admission import Config as Admission
 from filters.budget import Config as Budget
+from filters.deadline import Config as Deadline
 from filters.outlier import Config as Outlier
 from gateway.config import Cluster, Config, Filters
 from gateway.config_units import format_unit
@@ -37,7 +38,9 @@ def check_filters(config: Config, found: "Converter") -> None:
         _admission(filters, _Section((*path, "admission"), found))
         _budget(filters, _Section((*path, "budget"), found))
         _deadline(filters, _Section((*path, "deadline"), found))
+        _load_shed(filters, _Section((*path, "load_shed"), found))
     _hedges(config, found)
+    _fixed_limits(config, found)
 
 
 class _Section:
@@ -78,6 +81,10 @@ def _outlier(cluster: Cluster, section: _Section) -> None:
     if outlier.max_ejected == 0 and section.has("max_ejected"):
         message = "max_ejected is 0: one endpoint of several may be out all the same"
         section.warn(("max_ejected",), message, "outlier: off ejects none")
+    if outlier.failure_percent == 0 and section.has("failure_percent"):
+        row = outlier.consecutive_failures
+        message = f"failure_percent is 0: {row} failures within 10s, however much goes well, eject"
+        section.warn(("failure_percent",), message, "off: failures in a row only")
     factor = outlier.latency_factor
     if cluster.balance.policy == "consistent_hash" and factor not in (None, OUTLIER.latency_factor):
         message = "latency_factor has no effect under consistent_hash"
@@ -93,6 +100,8 @@ def _retry(filters: Filters, section: _Section) -> None:
         if not failure and section.has("on", index):
             message = f"{condition} is no status of a failure"
             section.error(("on", index), message, "from 400 to 599")
+    if not retry.on and section.clean and section.has("on"):
+        section.warn(("on",), "on is empty: nothing is ever retried", "retry: off says it plainly")
     if retry.idempotent == "always" and section.has("idempotent"):
         message = "idempotent: always repeats requests that change something twice"
         section.warn(("idempotent",), message, "auto repeats what is known to be safe")
@@ -134,6 +143,20 @@ def _deadline(filters: Filters, section: _Section) -> None:
         section.warn(("default",), f"default {one} is more than max {other}, which holds")
 
 
+def _load_shed(filters: Filters, section: _Section) -> None:
+    shed = filters.load_shed
+    if shed is None or not section.clean:
+        return
+    for name, when in (
+        ("loop_lag", "always"),
+        ("memory", "as it grows"),
+        ("files", "as they grow"),
+    ):
+        if getattr(shed, name) == 0 and section.has(name):
+            message = f"{name} is 0: all but critical_plus are refused, {when}"
+            section.warn((name,), message, f"{name}: off does not look at it")
+
+
 def _hedges(config: Config, found: "Converter") -> None:
     """Hedges that can never be. Per route, because that is where filters meet a cluster."""
     for index, route in enumerate(config.routes):
@@ -144,11 +167,43 @@ def _hedges(config: Config, found: "Converter") -> None:
         if filters.hedge is None or cluster is None or not found.clean(path):
             continue
         why = ""
+        clocks = filters.deadline or Deadline()
+        end = min("first_byte", "max", key=lambda name: getattr(clocks, name))
+        seconds: float = getattr(clocks, end)
         if len(cluster.endpoints) == 1 and cluster.endpoints[0].dns is None:
             why = f"the cluster {route.cluster!r} has one endpoint"
         elif filters.retry is not None and filters.retry.idempotent == "never":
             why = "retry.idempotent: never lets nothing be sent twice"
         elif filters.budget.hedges == 0:
             why = "budget.hedges is 0"
+        elif filters.hedge.min >= seconds:
+            one, other = (format_unit(each, "duration") for each in (filters.hedge.min, seconds))
+            why = f"hedge.min {one} is not below deadline.{end} {other}"
         if why:
             found.problems.warning(found.mark(path), f"there will never be a hedge: {why}", "")
+
+
+def _fixed_limits(config: Config, found: "Converter") -> None:
+    """Fixed limits against what they share: several routes the server, and all the connections."""
+    at: dict[str, list[tuple[Path, int]]] = {}
+    for index, route in enumerate(config.routes):
+        admission = route.filters.admission
+        path: Path = ("routes", index, "filters", "admission", "limit")
+        if path not in found.positions:
+            path = ("filters", "admission", "limit")
+        if admission is not None and admission.limit != "adaptive" and found.clean(path):
+            at.setdefault(route.cluster, []).append((path, admission.limit))
+    for name, limits in at.items():
+        cluster = config.clusters.get(name)
+        path, total = limits[-1][0], sum(limit for _, limit in limits)
+        if len(limits) > 1:
+            message = f"{len(limits)} routes with fixed limits lead to {name!r}: {total} in flight"
+            hint = "a limit is per route: divide the server's slots among them"
+            found.problems.warning(found.mark(path), message, hint)
+        if cluster is None or any(each.dns is not None for each in cluster.endpoints):
+            continue  # of a name, nobody knows yet how many endpoints it is
+        room = cluster.connections.max * len(cluster.endpoints)
+        if room and total > room:
+            message = f"limit {total} is more than the {room} connections that {name!r} may open"
+            hint = "connections.max is per endpoint; above it, requests end as pool_exhausted"
+            found.problems.warning(found.mark(path), message, hint)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from filters.api import Clock, Kind
+from filters.api import FAILED, OK, PUSHED_BACK, Clock, Kind
 from filters.standing import Phase, Standing
 from gateway import config
 from gateway.balancer import Load
@@ -123,15 +123,15 @@ class Endpoint(Load):
     def settle(self, now: float, seconds: float, kind: Kind) -> None:
         """An attempt here is over: ``seconds`` to the first byte of its answer, or to its failure.
         What was pushed back or is ignored says nothing about how fast the endpoint is."""
-        if kind is Kind.OK:
+        if kind is OK:
             self.served += 1
             self.finish(now, seconds, False)
-        elif kind is Kind.FAILED:
+        elif kind is FAILED:
             self.served += 1
             self.failed += 1
             self.finish(now, seconds, True)
         else:
-            self.served += kind is Kind.PUSHED_BACK
+            self.served += kind is PUSHED_BACK
             self.finish(now, None, False)
 
     def weigh(self) -> None:
@@ -169,8 +169,10 @@ class Endpoint(Load):
 
     @property
     def share(self) -> float:
-        """The part of its weight that it gets, as of the last look of ejection."""
-        return self.standing.share if self.standing.phase is Phase.HEALTHY else 0.0
+        """The part of its weight that it gets, whether or not traffic has come that would have
+        put it in force."""
+        standing = self.standing
+        return standing.share_at(self._clock.now()) if standing.phase is Phase.HEALTHY else 0.0
 
     @property
     def why(self) -> str:
@@ -185,10 +187,11 @@ class Endpoint(Load):
             return self._found
         if standing.held:
             return f"only the cap on ejection keeps it in: {standing.held}"
-        if now < standing.pushed_until:
-            return f"pushes back, {standing.pushed_until - now:.1f} s more"
-        if standing.share < 1:
-            return f"back at {standing.share:.0%} of its share: {standing.why}"
+        if now < standing.avoided_until:
+            return f"pushes back, {standing.avoided_until - now:.1f} s more"
+        share = standing.share_at(now)
+        if share < 1:
+            return f"back at {share:.0%} of its share: {standing.why}"
         return self._found
 
     @property

@@ -41,7 +41,7 @@ class Histogram:
 
 class RouteCounters:
     """What is counted for one route. ``requests`` by cluster, status class (2 for 2xx), reason and
-    priority; ``queue_waits`` only of those that waited."""
+    priority; ``queue_waits`` only of those that waited and got their permit."""
 
     __slots__ = ("durations", "first_bytes", "in_flight", "name", "queue_waits", "requests")
 

@@ -1,6 +1,19 @@
 """One exchange from arrival to its last byte: the innermost service of the exchange chain."""
 
-from filters.api import Attempt, Exchange, Kind, Outcome, Reason, Reject, Service
+from filters.api import (
+    FAILED,
+    IGNORED,
+    OK,
+    Attempt,
+    Exchange,
+    Outcome,
+    Reason,
+    Reject,
+    Service,
+)
+
+_CUT_OFF = Outcome(IGNORED)
+"""Of an answer whose relaying was cancelled. One for all: a permit only reads it."""
 
 
 class Forward:
@@ -21,7 +34,7 @@ class Forward:
         if answer is None:
             reason = outcome.reason or Reason.INTERNAL
             raise Reject(reason, outcome.detail, retry_after=outcome.retry_after)
-        ended = Outcome(Kind.IGNORED, answer.status)
+        ended = _CUT_OFF
         try:
             # The commit point is inside: relay sends the head, and from there on there is no
             # other attempt.
@@ -29,11 +42,11 @@ class Forward:
         finally:
             if permit is not None:
                 permit.release(_verdict(outcome, ended))
-        if ended.kind is Kind.FAILED:
+        if ended.kind is FAILED:
             exchange.reason = ended.reason
             if not exchange.downstream.committed:
                 raise Reject(ended.reason or Reason.INTERNAL)
-        elif ended.kind is Kind.OK and outcome.kind is not Kind.OK:
+        elif ended.kind is OK and outcome.kind is not OK:
             # Relayed well, but a failure or push-back: the exchange chain hears it too.
             ended.kind, ended.retry_after = outcome.kind, outcome.retry_after
         return ended
@@ -42,6 +55,8 @@ class Forward:
 def _verdict(outcome: Outcome, ended: Outcome) -> Outcome:
     """What the endpoint answers for: a failing status or push-back however well it was relayed, but
     not a client that stopped reading."""
+    if ended.kind is OK:
+        return ended if outcome.kind is OK else outcome
     if ended.reason is Reason.CLIENT_STALLED:
-        return Outcome(Kind.IGNORED, ended.status, ended.reason)
-    return outcome if outcome.kind is not Kind.OK and ended.kind is Kind.OK else ended
+        return Outcome(IGNORED, ended.status, ended.reason)
+    return ended

@@ -6,7 +6,8 @@ confusion CVEs). A path matches by whole segments: ``/v1`` takes ``/v1`` and ``/
 ``/v10``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import Generic, TypeVar
 
 from filters.api import Exchange, Outcome, Request, Service
@@ -82,6 +83,37 @@ def prefix_rewrite(path: bytes, prefix: bytes) -> Callable[[bytes], bytes]:
         return rest if rest.startswith(b"/") else b"/" + rest
 
     return rewrite
+
+
+def names(routes: Iterable[Route]) -> list[str]:
+    """What each route is called in metrics, logs and on the admin page, and known by at a reload:
+    its name or, without one, what it matches, so that routes which come or go beside it change
+    nothing. ``/``, ``llm.test/v1``, ``/v1[GET,HEAD,x-team=241932]``.
+
+    A header's value may be a credential: six digits of its SHA-256 stand for it. A given name has
+    no ``/``, so nobody can give one that collides; those who do all the same, or match the very
+    same (the file refuses both), are told apart by ``#2``, ``#3`` in their order.
+    """
+    found: dict[str, None] = {}
+    for route in routes:
+        name = wanted = route.name or _match(route)
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{wanted}#{number}"
+        found[name] = None
+    return list(found)
+
+
+def _match(route: Route) -> str:
+    """The same text for the same match, however it is written."""
+    further = sorted({each.upper() for each in route.methods})
+    further += sorted(
+        f"{name.lower()}={sha256(value.encode()).hexdigest()[:6]}"
+        for name, value in route.headers.items()
+    )
+    place = (route.host or "").lower() + (route.path.rstrip("/") or "/")
+    return f"{place}[{','.join(further)}]" if further else place
 
 
 class Router(Generic[T]):

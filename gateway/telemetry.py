@@ -86,7 +86,7 @@ class Telemetry:
         if first is not None:
             first -= exchange.arrived
             counters.first_bytes.add(first)
-        if exchange.queued:
+        if exchange.granted:
             counters.queue_waits.add(exchange.queued)
         if exchange.span is not None and self._tracing is not None:
             self._tracing.end(exchange, status)

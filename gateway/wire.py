@@ -301,11 +301,14 @@ def parse_response(head: bytes, *, method: bytes, headers: int) -> ResponseHead:
     known = _status_line if len(lines[0]) < _CACHED_BYTES else _status_line.__wrapped__
     status, version = known(lines[0])
     try:
-        fields, _ = parse_lines(lines[1:-2])
+        fields, odd = parse_lines(lines[1:-2])
     except BadLineError:
         broken("a header line that is none")
     if len(fields) > headers:
         broken("too many headers")
+    if odd:
+        # Those of a gateway behind this one: to a client, x-tailrace-... speaks of this one alone.
+        fields = [each for each in fields if not each[0].startswith(_OURS)]
     index = {lower: value for lower, value, _, _ in fields}
     if len(index) != len(fields):
         index = _index_repeated_answer(fields)

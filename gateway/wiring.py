@@ -35,7 +35,7 @@ from filters.rate_limit import RateLimit
 from filters.tenants import header_of
 from gateway.proxy import Forward
 from gateway.replies import replies
-from gateway.router import BoundRoute, Router
+from gateway.router import BoundRoute, Router, names
 
 if TYPE_CHECKING:
     from gateway.cluster import Cluster
@@ -85,7 +85,8 @@ class Wiring:
         self._seams = seams
         self._previous = previous
         self._pending: list[Callable[[], None]] = []
-        routes = [(route, self._bind(route, n)) for n, route in enumerate(config.routes)]
+        named = zip(config.routes, names(config.routes), strict=True)
+        routes = [(route, self._bind(route, name)) for route, name in named]
         self._previous = None
         self.router: Router[BoundRoute] = Router(routes)
         self.routes = [bound for _, bound in routes]
@@ -113,8 +114,7 @@ class Wiring:
     def route(self, request: Request) -> BoundRoute:
         return self.router.match(request) or self._unrouted
 
-    def _bind(self, route: Route, number: int) -> BoundRoute:
-        name = route.name or f"{number}:{route.path}"
+    def _bind(self, route: Route, name: str) -> BoundRoute:
         filters = route.filters
         before = self._previous.filters.get(name) if self._previous is not None else None
         if before is None or before.cluster != route.cluster:

@@ -102,10 +102,12 @@ class Bench:
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def present(self) -> list[Proxy]:
+    def present(self, variants: bool = False) -> list[Proxy]:
         """The proxies that can be found; the others are named in ``skipped``."""
         found = []
         for proxy in self.proxies.values():
+            if proxy.variant and not variants:
+                continue
             if proxy.find() is None:
                 self.skipped[proxy.name] = "not installed"
             else:
@@ -118,11 +120,11 @@ class Bench:
             self.problems.append(text)
 
     @contextlib.contextmanager
-    def running(self, upstream: int) -> Iterator[dict[str, Child]]:
+    def running(self, upstream: int, variants: bool = False) -> Iterator[dict[str, Child]]:
         """Every proxy that starts, in front of ``upstream``, all idle but the one measured."""
         with contextlib.ExitStack() as stack:
             children = {}
-            for proxy in self.present():
+            for proxy in self.present(variants):
                 try:
                     child = proxy.start(upstream, self.scratch, self.cores)
                 except StartError as error:

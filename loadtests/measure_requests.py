@@ -12,7 +12,8 @@ def measure(bench: Bench) -> Result:
 
     CPU per request is user plus system time of the proxy's process tree, divided by the
     requests that wrk saw answered. Latency is that of a saturated proxy (closed loop), so it
-    says the same as requests per second and is no promise for a quiet one.
+    says the same as requests per second and is no promise for a quiet one. ``tailrace-all`` is
+    tailrace with every filter on.
     """
     seconds = 2.0 if bench.quick else 4.0
     with start_upstream(bench.scratch, bench.cores) as upstream:
@@ -25,7 +26,7 @@ def measure(bench: Bench) -> Result:
             window.close()
             return {**window.sample(load["requests"]), **_sample(load)}
 
-        with bench.running(upstream.port) as proxies:
+        with bench.running(upstream.port, variants=True) as proxies:
             for name, proxy in [(DIRECT, upstream), *proxies.items()]:
                 with contextlib.suppress(LoadError):  # the first round will say so
                     bench.say(f"  warming up {name}")

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, cast
 
 from filters import admission, hedge, outlier, priority, rate_limit
-from filters.api import Exchange, Handle, Kind, Outcome, Request
+from filters.api import Exchange, Handle, Kind, Outcome, Reason, Request
 from filters.budget import Budget
 from filters.budget import Config as BudgetConfig
 from filters.limits import AdaptiveLimit
@@ -261,7 +261,7 @@ def _() -> Call:
     clock = _Clock()
     gate = admission.Gate(admission.Config(limit=8), clock, Random(1))
     gate.in_flight = 8.0
-    place = admission._Place(cast("Any", _Future()))  # noqa: SLF001
+    place = admission._Place(cast("Any", _Future()), Reason.QUEUE_TIMEOUT)  # noqa: SLF001
 
     def turn() -> None:
         gate._enqueue(Waiter(place, 1, 0, 1.0, NOW, NOW + 10.0), NOW)  # noqa: SLF001

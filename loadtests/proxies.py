@@ -37,12 +37,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Proxy:
-    """``find`` gives the program or None when it is not here; ``command`` how it is run."""
+    """``find`` gives the program or None when it is not here; ``command`` how it is run.
+    ``variant``: another configuration of one of the others, for where that is the question."""
 
     name: str
     find: Callable[[], str | None]
     command: Callable[[str, Site], list[str]]
     version: Callable[[str], list[str]] | None = None
+    variant: bool = False
 
     def start(self, upstream: int, scratch: Path, cores: Cores | None) -> Child:
         """A running proxy that accepts; StartError with its last words when it does not."""
@@ -161,6 +163,10 @@ def _tailrace(program: str, site: Site) -> list[str]:
     return [program, "-m", "gateway", "run", *listen, *upstream]
 
 
+def _tailrace_all(program: str, site: Site) -> list[str]:
+    return [program, "-m", "gateway", "run", str(_fill("tailrace_all.yaml", site))]
+
+
 def _aiohttp_version(program: str) -> list[str]:
     return [program, "-c", "import importlib.metadata as m; print(m.version('aiohttp'))"]
 
@@ -181,5 +187,6 @@ PROXIES = {
         Proxy("envoy", _find_envoy, _envoy, lambda p: [p, "--version"]),
         Proxy("aiohttp", _find_module("aiohttp"), _aiohttp, _aiohttp_version),
         Proxy("tailrace", _find_module("gateway.__main__"), _tailrace, _tailrace_version),
+        Proxy("tailrace-all", _find_module("gateway.__main__"), _tailrace_all, variant=True),
     )
 }

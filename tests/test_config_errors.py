@@ -157,6 +157,10 @@ ONE_ERROR = {
         ROUTES + "routes: [{path: /a, cluster: llm, name: a}, {cluster: llm, name: §a}]",
         "two routes are named",
     ),
+    "route name like what another matches": (
+        ROUTES + "routes: [{path: /a, cluster: llm}, {cluster: llm, name: §/a}]",
+        "not a name",
+    ),
     "listener twice": ("listen: [0.0.0.0:80, §127.0.0.1:80]" + REST, "is taken by another"),
     "listener on admin": ("listen: §127.0.0.1:9901" + REST, "taken by the default of admin.listen"),
     "probes on admin": (

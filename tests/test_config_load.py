@@ -12,7 +12,7 @@ from filters.retry import Config as Retry
 from gateway.config import Admin, Config, Endpoint, Filters, Health, Listener, Secret
 from gateway.config_check import is_local
 from gateway.config_problem import ConfigErrors
-from gateway.config_source import effective, from_flags, load, load_with_warnings
+from gateway.config_source import effective, from_flags, load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 REST = """
@@ -220,98 +220,6 @@ def test_a_secret_that_may_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match="not UTF-8"):
         loaded(tmp_path, "admin: {token: file:token}" + REST)
     assert stat.S_ISREG(file.stat().st_mode)
-
-
-@pytest.mark.parametrize(
-    ("text", "warning"),
-    [
-        ("limits: {connections: 10000000}", "is more than half of the"),
-        ("timeouts: {idle: 0}", "idle is 0: no client's connection is kept"),
-        ("drain: {timeout: 0}", "timeout is 0: a drain cuts"),
-        ("filters: {deadline: {max: 0}}", "max is 0: every exchange ends at once"),
-        ("filters: {retry: {idempotent: always}}", "something twice"),
-        ("filters: {admission: {limit: 8, max: 9}}", "max has no effect with a fixed limit"),
-        ("filters: {admission: {queue: {timeout: 0}}}", "queue.timeout is 0: whoever waits"),
-        ("filters: {deadline: {default: 2h}}", "default 2h is more than max 1h"),
-        ("filters: {hedge: {}}", "never be a hedge: the cluster 'llm' has one endpoint"),
-    ],
-)
-def test_warnings(text: str, warning: str, tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text(text + REST)
-    (problem,) = load_with_warnings(file, {})[1]
-    assert warning in str(problem)
-    assert "a.yaml:1:" in str(problem)
-    assert ": warning: " in str(problem)
-
-
-def test_warnings_about_clusters(tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text(
-        "clusters:\n  a: {endpoints: http://a, tls: {verify: false}}\n  b: {endpoints: http://b}\n"
-        "routes: [{cluster: a}]\n"
-    )
-    warnings = [(each.line, each.message) for each in load_with_warnings(file, {})[1]]
-    assert warnings == [
-        (2, "no endpoint of this cluster is https"),
-        (2, "verify: false lets anyone on the way read and change everything"),
-        (3, "no route leads to the cluster 'b'"),
-    ]
-
-
-def test_warnings_about_ejection(tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text(
-        "clusters:\n"
-        "  a: {endpoints: http://a, outlier: {max_ejected: 0%, latency_factor: 4},\n"
-        "      balance: {policy: consistent_hash}}\n"
-        "routes: [{cluster: a}]\n"
-    )
-    warnings = [(each.line, each.message) for each in load_with_warnings(file, {})[1]]
-    assert warnings == [
-        (2, "max_ejected is 0: one endpoint of several may be out all the same"),
-        (2, "latency_factor has no effect under consistent_hash"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("filters", "why"),
-    [
-        ("{hedge: {}, retry: off}", None),
-        ("{hedge: {}, retry: {idempotent: never}}", "retry.idempotent: never"),
-        ("{hedge: {}, budget: {hedges: 0}}", "budget.hedges is 0"),
-    ],
-)
-def test_warnings_about_hedges(filters: str, why: str | None, tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text(
-        "clusters: {a: {endpoints: [http://a, http://b]}, b: {endpoints: [dns: http://b]}}\n"
-        f"routes: [{{path: /a, cluster: a, filters: {filters}}},\n"
-        "         {path: /b, cluster: b, filters: {hedge: {}}}]\n"
-    )
-    found = load_with_warnings(file, {})[1]
-    assert [each.line for each in found] == ([2] if why else [])
-    assert why is None or why in found[0].message
-
-
-def test_an_effective_configuration_contradicts_nobody(tmp_path: Path) -> None:
-    """All defaults are written in it, those too that what was written makes useless."""
-    file = tmp_path / "a.yaml"
-    file.write_text(
-        "filters: {admission: {min: 600}, budget: {ratio: 2%}}\n"
-        "clusters: {a: {endpoints: [http://a], balance: {policy: consistent_hash}}}\n"
-        "routes: [{cluster: a}]\n"
-    )
-    config, found = load_with_warnings(file, {})
-    assert found == []
-    file.write_text(effective(config))
-    assert load_with_warnings(file, {}) == (config, [])
-
-
-def test_no_warnings_for_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text("limits: {connections: 1}" + REST)
-    assert load_with_warnings(file, {})[1] == []
 
 
 def test_from_flags() -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from filters import admission
+from filters.push_back import PushBack
 from gateway import config
 from gateway.sim.crowds import Traffic
-from gateway.sim.models import Model
+from gateway.sim.models import HEALTHY, Condition, Model
 from gateway.sim.records import calls
 from gateway.sim.scenario import (
     AFTER,
@@ -17,6 +18,7 @@ from gateway.sim.scenario import (
     SLOTS,
     USEFUL,
     Claim,
+    Patch,
     Scenario,
     around,
     note,
@@ -183,10 +185,39 @@ def limited_upstream(seconds: float) -> Scenario:
     )
 
 
+def weak_moment() -> Scenario:
+    """Refusals in a weak moment do not bind a server for good, even where answers are slow."""
+    well = 5.0
+    last = well + 30
+    weak = Condition(status=503, share=0.5, after=0.2, retry_after=1)
+
+    def claims(report: Report) -> list[Claim]:
+        early, late = report.arrived(well, well + 10), report.arrived(well + 10, last)
+        served = share(late, lambda record: record.ok)
+        return [
+            (served >= 0.95, f"from 10 s after it at least 95 % are served: {served:.3f}"),
+            note(f"in the 10 s before: {share(early, lambda record: record.ok):.3f}"),
+        ]
+
+    return Scenario(
+        "weak-moment",
+        "row 14: a server of 256 slots and 3 s refuses half with Retry-After for 5 s",
+        Plan(
+            world(1, config.Filters()),
+            (Model(slots=256, mean=3.0, sigma=0.2),),
+            (Traffic("chat", ((last, 20.0),), patience=(30.0, 30.0)),),
+            ((0.0, 0, weak), (well, 0, HEALTHY)),
+        ),
+        claims,
+        patches=(Patch(PushBack, "grow", lambda push, now, value: None),),
+    )
+
+
 def scenarios(brief: bool) -> tuple[Scenario, ...]:
     return (
         classes(16.0 if brief else 60.0),
         noisy_tenant(14.0 if brief else 60.0),
         retry_storm(12.0 if brief else 60.0),
         limited_upstream(15.0 if brief else 60.0),
+        weak_moment(),
     )

@@ -231,6 +231,9 @@ class _World:
             if admission.in_flight or len(admission.queue):
                 held, queued = admission.in_flight, len(admission.queue)
                 broken.append(f"{held} permits of {name} not given back, {queued} in its queue")
+        for name, cluster in self._wiring.clusters.items():
+            if cluster.faults:
+                broken.append(f"ejection of {name} failed {cluster.faults} times")
         for endpoint in self._endpoints:
             if endpoint.active:
                 broken.append(f"{endpoint.active} permits of {endpoint.name} not given back")

@@ -28,7 +28,7 @@ class Fleet:
         """Answered in full, the first byte after ``seconds``. ``now`` is left as it is."""
         sample.verdict = TIMED if timed else ANSWERED
         sample.seconds = seconds
-        s.failures.length = s.refusals = s.breaks.length = 0
+        s.failures.length = s.refusals = s.breaks.length = s.pushes.length = 0
         if s.probe is sample:
             self.effects += self.policy.probed(s, Kind.OK, self.now, ended=True)
 

@@ -172,7 +172,21 @@ async def test_how_long_it_waited_is_noted() -> None:
     await settle()
     assert second.subject.queued == pytest.approx(2.5)
     assert first.subject.queued == 0
+    assert [each.subject.granted for each in (first, second)] == [False, True]
     assert (bench.gate.admitted, bench.gate.waited) == (2, 1)
+
+
+async def test_a_wait_in_vain_is_noted_too() -> None:
+    bench = Bench(1, queue=Queue(timeout=3))
+    await bench.arrive()
+    refused, left = await bench.arrive(), await bench.arrive()
+    await bench.advance(2)
+    left.task.cancel()  # its client, or its deadline
+    await settle()
+    await bench.advance(1)
+    assert refused.refusal().reason is Reason.QUEUE_TIMEOUT
+    assert [each.subject.queued for each in (refused, left)] == [3, 2]
+    assert [each.subject.granted for each in (refused, left)] == [False, False]
 
 
 async def test_whoever_comes_does_not_pass_who_waits() -> None:

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filters.admission import Queue
+from filters.admission import Admission, Queue
 from filters.api import Kind, Outcome, Priority, Reason, Reject
 from filters.limits import AdaptiveLimit, FixedLimit
+from filters.rate_limit import Config as RateConfig
+from filters.rate_limit import RateLimit
 from tests.filters.gates import OK, Bench, settle
 
 # -- dry run and reload --------------------------------------------------------------------------
@@ -25,11 +27,22 @@ async def test_a_dry_run_lets_everything_pass_and_counts() -> None:
     gate = bench.gate
     assert (gate.would_wait, gate.admitted, gate.waited, gate.full) == (3, 5, 0, 0)
     for each in journeys:
-        assert each.subject.queued == 0
+        assert (each.subject.queued, each.subject.granted) == (0, False)
         assert each.subject.reason is None
         each.end.set_result(OK)
     await settle()
     assert gate.in_flight == 0
+    assert [each.subject.shadowed for each in journeys] == [None, None, *["queue"] * 3]
+
+
+async def test_of_several_dry_runs_the_first_is_told_and_all_are_counted() -> None:
+    """Had the first one acted, the others would never have seen the exchange."""
+    bench = Bench(1, dry_run=True)
+    limit = RateLimit(RateConfig(key="route", rate=1.0, burst=1, dry_run=True))
+    bench.admission = Admission(bench.gate, bench.clock, [limit.arrive])
+    journeys = [await bench.arrive() for _ in range(2)]
+    assert [each.subject.shadowed for each in journeys] == [None, "rate_limited"]
+    assert (limit.would_refuse, bench.gate.would_wait) == (1, 1)
 
 
 async def test_who_came_in_a_dry_run_counts_when_it_is_over() -> None:
@@ -93,6 +106,7 @@ async def test_a_reload_keeps_what_the_limit_has_learned() -> None:
     limit = bench.gate.limit
     for _ in range(3):
         limit.pushed_back(bench.clock.now(), 7)
+        limit.ended(bench.clock.now(), 0.02, 7, 0, 7, False)
     bench.use(initial=100, queue=Queue(size=3))
     assert bench.gate.limit is limit
     assert limit.value == 7

@@ -129,8 +129,45 @@ async def test_without_a_queue_the_limit_learns_from_those_turned_away() -> None
 
 def test_one_push_back_among_many_answers_is_forgotten() -> None:
     limit = AdaptiveLimit(512)
-    limit.pushed_back(1.0, 0)
+    limit.pushed_back(1.0, 3)
     assert limit.value == 256
     for n in range(40):
         limit.ended(1.1 + n / 100, 0.02, 3, 0, 2, False)
     assert limit.value == 512
+
+
+@pytest.mark.parametrize("goes", ["cancel", "timeout"])
+async def test_a_hold_ends_with_the_last_waiter_though_nobody_got_a_permit(goes: str) -> None:
+    """The limit fell below what is in flight, which holds the shedder's clocks; the waiters left
+    before it was made up for. An overload that stayed on hold would never end."""
+    bench = Bench(3, queue=Queue(size=4, timeout=2.0))
+    gate, shedder = bench.gate, bench.gate.shedder
+    running = [await bench.arrive() for _ in range(3)]
+    waiting = [await bench.arrive() for _ in range(3)]
+    for _ in range(30):  # the server is seen to serve
+        waiting.append(await bench.arrive())
+        running.pop(0).end.set_result(OK)
+        await bench.advance(0.05)
+        running.append(waiting.pop(0))
+    waiting += [await bench.arrive() for _ in range(6)]
+    assert shedder.overloaded
+    assert len(gate.queue) > 0
+    bench.use(limit=1)
+    running.pop(0).end.set_result(OK)
+    await settle()
+    assert gate.in_flight == 2
+    assert len(gate.queue) > 0
+    assert shedder.keep(bench.clock.now()) is None  # on hold
+    admitted = gate.admitted
+    if goes == "cancel":
+        for each in waiting:
+            each.task.cancel()
+        await settle()
+    else:
+        await bench.advance(2.0)
+    assert len(gate.queue) == 0
+    assert (gate.in_flight, gate.admitted) == (2, admitted)
+    for _ in range(100):
+        bench.clock.advance(0.2)
+        shedder.stands(bench.clock.now())
+    assert not shedder.overloaded

@@ -203,6 +203,7 @@ def test_a_dry_run_counts_and_starts_nothing() -> None:
     stage = play(Script("good", LATE), config=Config(min=DELAY, dry_run=True))
     assert (stage.hedge.would_hedge, stage.hedge.started, stage.winner) == (1, 0, "e1")
     assert not stage.exchange.hedged
+    assert stage.exchange.shadowed == "hedge"
 
 
 # -- whatever the timing

@@ -329,23 +329,6 @@ def test_a_ramp_up_to_the_largest_batch() -> None:
 # -- push-back -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [512, 10, 2])
-def test_push_back_lowers_it_at_once(value: int) -> None:
-    limit = AdaptiveLimit(value)
-    limit.pushed_back(1.0, 5)
-    assert limit.value == limit.level == min(value, max(5, value // 2))
-    for _ in range(8):  # by half at the most, so that one in a quiet moment does no harm
-        limit.pushed_back(1.0, 5)
-    assert limit.value == limit.level == min(value, 5)
-
-
-def test_push_back_with_nothing_in_flight_leaves_the_least() -> None:
-    limit = AdaptiveLimit(512, 3)
-    for _ in range(8):
-        limit.pushed_back(1.0, 0)
-    assert limit.value == limit.level == 3
-
-
 def test_a_server_with_a_limit_of_its_own_is_soon_left_in_peace() -> None:
     def left(seed: int) -> bool:
         route = cold(seed, Server(S))

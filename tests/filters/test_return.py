@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from filters.api import Kind
-from filters.outlier import BY_HAND, LONE, PUSHED, Act, Config
+from filters.outlier import BY_HAND, LONE, Act, Config
 from filters.standing import LEAST, RAMP, Cause, Phase, Standing
 from tests.filters.fleet import Fleet
 
@@ -98,9 +98,11 @@ class TestReturn:
         fleet.wait(5)
         fleet.dropped(bad, fleet.start(bad))
         assert (bad.phase, bad.probe) == (Phase.PROBING, None)
-        probe = fleet.start(bad)
-        fleet.now += 2
-        fleet.dropped(bad, probe)  # that was a verdict
+        for _ in range(2):  # these are: nothing came for long
+            assert phase(bad) is Phase.PROBING
+            probe = fleet.start(bad)
+            fleet.now += 2
+            fleet.dropped(bad, probe)
         assert phase(bad) is Phase.EJECTED
 
     def test_a_slow_one_must_be_fast_again(self) -> None:
@@ -110,25 +112,54 @@ class TestReturn:
         slow = fleet.all[0]
         fleet.busy(5.1)
         assert phase(slow) is Phase.PROBING
-        fleet.serve(slow, 0.2)
+        fleet.serve(slow, 0.2, times=2)
         assert phase(slow) is Phase.EJECTED
         assert slow.why == "its probe failed: time to first byte 200 ms, allowed are 70 ms"
         fleet.busy(10.1)
-        probe = fleet.start(slow)
+        first = fleet.start(slow)
         fleet.wait(0.1)  # nobody waits for its end
+        assert (phase(slow), slow.probe) == (Phase.PROBING, None)
+        fleet.start(slow)
+        fleet.wait(0.1)
         assert phase(slow) is Phase.EJECTED
-        fleet.good(slow, probe, 0.2)
+        fleet.good(slow, first, 0.03)
         assert phase(slow) is Phase.EJECTED
         fleet.busy(15.1)
         fleet.serve(slow, 0.03)
         assert phase(slow) is Phase.HEALTHY
+
+    @pytest.mark.parametrize("seconds", [0.071, 30.0])
+    def test_late_once_may_be_chance(self, seconds: float) -> None:
+        fleet = Fleet(3)
+        fleet.busy(2)
+        slow = fleet.all[0]
+        fleet.busy(1, (slow, 0.2))
+        for _ in range(2):  # in each spell anew
+            fleet.busy(slow.until - fleet.now + 0.1)
+            fleet.serve(slow, seconds)
+            assert (phase(slow), slow.probe) == (Phase.PROBING, None)
+            fleet.serve(slow, seconds)
+            assert phase(slow) is Phase.EJECTED
+        fleet.busy(slow.until - fleet.now + 0.1)
+        fleet.serve(slow, seconds)
+        fleet.serve(slow, 0.02)
+        assert phase(slow) is Phase.HEALTHY
+
+    def test_a_failure_is_no_chance(self) -> None:
+        fleet = Fleet(3)
+        fleet.busy(2)
+        slow = fleet.all[0]
+        fleet.busy(1, (slow, 0.2))
+        fleet.busy(5.1)
+        fleet.fail(slow)
+        assert slow.why == "its probe failed: status 503"
 
     def test_push_back_shows_that_it_works(self) -> None:
         fleet = self.ejected()
         bad = fleet.all[0]
         fleet.wait(5)
         fleet.start(bad)
-        fleet.policy.pushed_back(bad, 3.0, fleet.now)
+        bad.push_back(3.0, fleet.now)
         fleet.effects += fleet.policy.probed(bad, Kind.PUSHED_BACK, fleet.now, ended=True)
         assert phase(bad) is Phase.HEALTHY
 
@@ -234,28 +265,6 @@ class TestTheOnlyOne:
         assert fleet.out == []
 
 
-class TestPushBack:
-    def test_it_gets_little_for_as_long_as_it_asked(self) -> None:
-        fleet = Fleet(2)
-        s = fleet.all[0]
-        fleet.policy.pushed_back(s, 3.0, fleet.now)
-        assert s.share == LEAST
-        fleet.wait(2.9)
-        assert s.share == LEAST
-        fleet.wait(0.2)
-        assert s.share == 1
-        assert fleet.out == []
-
-    def test_within_reason(self) -> None:
-        fleet = Fleet(2)
-        fleet.policy.pushed_back(fleet.all[0], 1e9, fleet.now)
-        assert fleet.all[0].pushed_until == fleet.now + PUSHED
-        fleet.policy.pushed_back(fleet.all[1], None, fleet.now)
-        assert fleet.all[1].pushed_until == fleet.now + 1
-        fleet.policy.pushed_back(fleet.all[0], 2.0, fleet.now)
-        assert fleet.all[0].pushed_until == fleet.now + PUSHED
-
-
 class TestByHand:
     def test_for_an_hour_or_until_restored(self) -> None:
         fleet = Fleet(2)
@@ -266,6 +275,20 @@ class TestByHand:
         assert [e.act for e in fleet.policy.restore(s, fleet.now)] == [Act.RESTORED]
         assert phase(s) is Phase.HEALTHY
         assert fleet.policy.restore(s, fleet.now) == []
+
+    def test_said_twice_it_is_one_ejection(self) -> None:
+        fleet = Fleet(2)
+        s = fleet.all[0]
+        fleet.policy.eject(s, fleet.all, "new disk", fleet.now)
+        began = fleet.now
+        fleet.wait(60)
+        assert fleet.policy.eject(s, fleet.all, "and a fan", fleet.now) == ""
+        assert (s.why, s.since, s.until) == ("and a fan", began, fleet.now + BY_HAND)
+        assert (s.ejections, fleet.policy.ejections[Cause.MANUAL]) == (1, 1)
+        fleet.wait(BY_HAND)
+        assert phase(s) is Phase.PROBING
+        fleet.policy.eject(s, fleet.all, "again", fleet.now)
+        assert (s.ejections, fleet.policy.ejections[Cause.MANUAL]) == (2, 2)
 
     def test_then_a_probe_decides(self) -> None:
         fleet = Fleet(2)

@@ -40,7 +40,7 @@ class Side:
 
 
 class Bound:
-    name = '0:/a"b'
+    name = '/a"b'
     cluster = "c"
 
 
@@ -81,7 +81,7 @@ def test_a_json_line_has_every_field() -> None:
         "path": "/v1/chat",
         "host": "example.test",
         "status": 200,
-        "route": '0:/a"b',
+        "route": '/a"b',
         "cluster": "c",
         "endpoint": "127.0.0.1:8000",
         "attempts": 2,

@@ -119,9 +119,9 @@ async def test_metrics_are_what_happened() -> None:
         assert answered.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         found = parse(answered.text)
         here = {"cluster": "c", "endpoint": origin.authority}
-        assert value(found, "tailrace_requests_total", route="0:/", code="2xx", reason="") == 3
-        assert value(found, "tailrace_request_duration_seconds_count", route="0:/") == 3
-        assert value(found, "tailrace_in_flight", route="0:/") == 0
+        assert value(found, "tailrace_requests_total", route="/", code="2xx", reason="") == 3
+        assert value(found, "tailrace_request_duration_seconds_count", route="/") == 3
+        assert value(found, "tailrace_in_flight", route="/") == 0
         assert value(found, "tailrace_refused_total", reason="malformed") == 1
         assert value(found, "tailrace_endpoint_requests_total", **here) == 3
         assert value(found, "tailrace_endpoint_state", state="healthy", **here) == 1

@@ -194,7 +194,7 @@ async def test_filters_are_shown_per_route_and_off_where_they_are() -> None:
             assert route["hedge"]["started"] == 0
             assert route["budget"] == {"balance": 10.2, "requests": 2, "spent": 0, "hedges": 0}
         async with administered(origin, route={"filters": none}) as running:
-            route = (await running.ask("/filters")).json["routes"]["0:/"]
+            route = (await running.ask("/filters")).json["routes"]["/"]
             assert {each for each in route.values() if each != "c"} == {"off"}
             assert len(route) == 9
 
@@ -213,9 +213,9 @@ async def test_a_queue_is_shown_while_somebody_waits() -> None:
         first = asyncio.create_task(ask_proxy(running.server, asked))
         await origin.until(lambda: bool(origin.requests))
         second = asyncio.create_task(ask_proxy(running.server, asked))
-        gate = running.server.wiring.admissions["0:/"]
+        gate = running.server.wiring.admissions["/"]
         await eventually(lambda: len(gate.queue) == 1)
-        page = (await running.ask("/filters")).json["routes"]["0:/"]["admission"]
+        page = (await running.ask("/filters")).json["routes"]["/"]["admission"]
         assert page["limit"] == {"kind": "fixed", "value": 1}
         assert page["in_flight"] == 1
         assert page["queue"]["by_class"]["sheddable"] == 1

@@ -15,6 +15,8 @@ from tests.filters.doubles import WholeBody
 from tests.gateway.fake_cluster import World, retry_after
 
 OK = Outcome(Kind.OK, 200)
+RAMP_LOOKS = 10
+"""Looks of ejection while an endpoint comes back."""
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,9 @@ OK = Outcome(Kind.OK, 200)
         (503, [], Kind.FAILED, None),
         (503, retry_after(b"3"), Kind.PUSHED_BACK, 3),
         (503, retry_after(b"Fri, 31 Dec 1999 23:59:59 GMT"), Kind.PUSHED_BACK, 1),
-        (503, retry_after(b"9" * 400), Kind.PUSHED_BACK, 1),
+        (503, retry_after(b"9" * 400), Kind.PUSHED_BACK, 30),
+        (503, retry_after(b"0"), Kind.PUSHED_BACK, 0),
+        (429, retry_after(b"0"), Kind.PUSHED_BACK, 0),
         (500, retry_after(b"3"), Kind.FAILED, None),
         (502, [], Kind.FAILED, None),
     ],
@@ -93,6 +97,23 @@ class TestPushBack:
         assert world.endpoints[0].state == "healthy"
         assert world.endpoints[0].weight == LEAST
         assert world.endpoints[0].failed == 0
+
+
+async def test_a_fault_of_the_judge_costs_no_exchange(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(3)
+    await world.fail(1)
+    world.wait(5)
+    await world.ask()
+    assert world.endpoints[1].weight == LEAST
+    monkeypatch.setattr("filters.outlier.charges.failing", lambda *_: 1 // 0)
+    for _ in range(RAMP_LOOKS):
+        world.clock.advance(RAMP / RAMP_LOOKS)
+        assert (await world.ask()).status == 200
+    assert world.endpoints[1].weight == 1  # what time does goes on
+    assert world.cluster.faults == RAMP_LOOKS
+    assert caplog.text.count("ZeroDivisionError") == 1
 
 
 class TestEjected:
@@ -164,6 +185,22 @@ class TestEjected:
         standing = world.endpoints[0].standing
         assert (standing.phase, standing.probe) == (Phase.PROBING, None)
         assert world.endpoints[0].active == 0
+
+    async def test_a_probe_that_finds_no_connection_proves_nothing(self) -> None:
+        world = World(2)
+        await world.fail(0)
+        world.wait(5)
+        pool, standing = world.pools[0], world.endpoints[0].standing
+        full = {"sent": False, "complete": False}
+        pool.script = lambda: Outcome(Kind.FAILED, 0, Reason.POOL_EXHAUSTED, **full)  # type: ignore[arg-type]
+        pool.sent = 0
+        await world.ask()
+        assert pool.sent == 1
+        assert (standing.phase, standing.probe, standing.repeats) == (Phase.PROBING, None, 1)
+        pool.script = lambda: pool.answer(200)
+        await world.ask()
+        assert (pool.sent, standing.phase) == (2, Phase.HEALTHY)
+        assert world.cluster.outlier.probes == 2
 
     async def test_a_stream_is_timed_by_its_first_byte(self) -> None:
         world = World(2)

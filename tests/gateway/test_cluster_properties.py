@@ -63,6 +63,7 @@ async def _whatever_happens(n: int, steps: list[tuple[int, str, int, float]], po
         else:
             assert isinstance(ended, asyncio.CancelledError)
     assert [each.active for each in world.endpoints] == [0] * n
+    assert world.cluster.faults == 0
 
 
 def _check_choice(world: World, attempt: Attempt, before: list[Any]) -> None:
@@ -73,5 +74,8 @@ def _check_choice(world: World, attempt: Attempt, before: list[Any]) -> None:
     assert len(out) < len(world.endpoints)
     for endpoint, phase, probe in before:
         if endpoint.name == attempt.endpoint and phase is not Phase.HEALTHY:
-            # It may have come back, or begun to be probed, in this very attempt.
-            assert probe is None or endpoint.standing.phase is Phase.HEALTHY
+            # It may have come back, or begun to be probed, in this very attempt; or the probe that
+            # it had was found to be late.
+            after = endpoint.standing
+            begun = probe is None or phase is Phase.EJECTED
+            assert begun or after.phase is Phase.HEALTHY or after.late

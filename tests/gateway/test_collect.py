@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from filters.hedge import Config as Hedge
 from filters.rate_limit import Config as RateLimit
 from filters.retry import Config as Retry
@@ -21,9 +23,12 @@ from tests.wire.origin import Origin
 
 if TYPE_CHECKING:
     from gateway.exposition import Family
+    from gateway.server import Server
 
 EVERYTHING = Filters(
-    rate_limit=RateLimit(key="route", rate=1000.0, burst=1000), retry=Retry(), hedge=Hedge()
+    rate_limit=RateLimit(key="route", rate=1000.0, burst=1000),
+    retry=Retry(),
+    hedge=Hedge(dry_run=True),
 )
 ROW = re.compile(r"^\| `([a-z_]+)` \| ([a-z, ]*?) ?\|", re.MULTILINE)
 
@@ -109,6 +114,12 @@ async def test_what_happened_is_told_by_class() -> None:
         assert value(found, "tailrace_event_loop_lag_seconds") >= 0
 
 
+def told_by(server: Server) -> dict[str, float]:
+    """The series of ``dry_run_total``, by what would have been done."""
+    (found,) = [each for each in collect(server) if each.name == PREFIX + "dry_run_total"]
+    return {dict(each)["would"]: n for each, n in found.numbers.items()}
+
+
 async def test_a_dry_run_is_counted_and_hurts_nobody() -> None:
     limit = RateLimit(key="route", rate=0.001, burst=1, dry_run=True)
     async with (
@@ -118,4 +129,10 @@ async def test_a_dry_run_is_counted_and_hurts_nobody() -> None:
         assert [await ask_proxy(running.server, GET) for _ in range(3)] == [200] * 3
         found = await running.metrics()
         assert value(found, "tailrace_dry_run_total", would="rate_limited") == 2
-        assert value(found, "tailrace_dry_run_total", would="shed") == 0
+        assert told_by(running.server) == {"rate_limited": 2}
+        # What was counted stays when the dry run ends, and nothing is told of filters without one.
+        config = running.server.config
+        filters = Filters(rate_limit=msgspec.structs.replace(limit, burst=9, dry_run=False))
+        routes = (msgspec.structs.replace(config.routes[0], filters=filters),)
+        assert await running.server.reload(msgspec.structs.replace(config, routes=routes))
+        assert told_by(running.server) == {"rate_limited": 2}

@@ -71,7 +71,7 @@ async def test_counts_of_retries_go_on() -> None:
             assert retry.retries == n
             (budget,) = g.server.wiring.budgets.values()
             await change(g, retry=Retry(attempts=attempts))
-        assert g.server.wiring.retries["0:/"].retries == 2
+        assert g.server.wiring.retries["/"].retries == 2
         assert list(g.server.wiring.budgets.values()) == [budget]
 
 
@@ -81,6 +81,7 @@ async def test_what_the_limit_has_learned_stays() -> None:
     async with Origin(script) as origin, gateway(origin, route={"filters": filters}) as g:
         gate = parts(g).gate
         assert gate is not None
+        gate.in_flight += 3  # alone, a refusal says nothing about how much is in flight
         assert (await g.ask(get())).status == 429
         limit = gate.limit
         assert isinstance(limit, AdaptiveLimit)
@@ -159,6 +160,7 @@ async def test_another_cluster_is_another_server_to_learn() -> None:
     ):
         gate = parts(g).gate
         assert gate is not None
+        gate.in_flight += 3
         assert (await g.ask(get())).status == 429
         assert gate.limit.value == 50
         config = g.server.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from filters.admission import Config as Admission
+from filters.admission import Queue
 from filters.api import Priority, Reason
 from filters.deadline import Config as Deadline
-from gateway.config import AccessLog, Limits, Telemetry
+from gateway.config import AccessLog, Filters, Limits, Telemetry
 from tests.harness import Gateway, eventually, gateway
 from tests.wire.origin import Connection, Origin, Request, answer, by_target, echo, silent, slam
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.metrics import RouteCounters
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\nUser-Agent: test\r\n\r\n"
-ROUTE = "0:/"
+ROUTE = "/"
 CRITICAL = Priority.CRITICAL
 
 
@@ -167,6 +170,43 @@ async def test_no_route_is_counted_too(tmp_path: Path) -> None:
         assert (await seen.running.ask(GET)).status == 404
         (line,) = await seen.lines(1)
         assert (line["route"], line["cluster"], line["reason"]) == ("-", "-", "no_route")
+
+
+async def test_only_waits_that_ended_with_a_permit_are_measured(tmp_path: Path) -> None:
+    """Who waited in vain says nothing about how long a permit takes; the log has both."""
+
+    async def held(connection: Connection, request: Request) -> None:
+        await connection.until(lambda: len(go) >= len(origin.requests))
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    go: list[int] = []
+    admission = Admission(limit=1, queue=Queue(timeout=0.02))
+    filters = Filters(admission=admission, load_shed=None)
+    async with (
+        Origin(held) as origin,
+        logging_gateway(tmp_path / "log", origin, route={"filters": filters}) as seen,
+    ):
+        first = asyncio.create_task(seen.running.ask(GET))
+        await origin.until(lambda: len(origin.requests) == 1)
+        assert (await seen.running.ask(GET)).status == 503
+        assert sum(seen.counters.queue_waits.counts) == 0
+        config = seen.running.server.config
+        longer = msgspec.structs.replace(admission, queue=Queue())
+        route = msgspec.structs.replace(
+            config.routes[0], filters=msgspec.structs.replace(filters, admission=longer)
+        )
+        assert await seen.running.server.reload(msgspec.structs.replace(config, routes=(route,)))
+        second = asyncio.create_task(seen.running.ask(GET))
+        (gate,) = seen.running.server.wiring.admissions.values()
+        await eventually(lambda: len(gate.queue) == 1)
+        go += [1, 2]
+        origin.changed()
+        assert [(await each).status for each in (first, second)] == [200, 200]
+        refused, _, waited = await seen.lines(3)
+        assert refused["reason"] == "queue_timeout"
+        assert refused["queued_ms"] >= 20
+        assert waited["queued_ms"] > 0
+        assert sum(seen.counters.queue_waits.counts) == 1
 
 
 async def test_a_reload_moves_the_log_and_loses_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from filters.admission import Config as Admission
 from filters.hedge import Config as Hedge
+from filters.hedge import Refusal
 from gateway.config import Filters
 from tests.harness import Gateway, Retry, eventually, gateway
 from tests.wire.client import Client, Response
@@ -135,6 +137,23 @@ async def test_both_hang_until_the_client_leaves() -> None:
         await client.close()
         await pair.check(2)
         assert (await pair.ask()).body == b"ok"
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_there_is_no_hedge_while_the_limit_is_reached_but_in_a_dry_run(dry_run: bool) -> None:
+    async with warmed(admission=Admission(limit=1, dry_run=dry_run)) as pair:
+        (hedge,) = (each.hedge for each in pair.gateway.server.wiring.filters.values())
+        assert hedge is not None
+        pair.play(pair.head_only)
+        client = await Client.connect(pair.gateway.address)
+        await client.send(ASK)
+        if dry_run:
+            assert (await client.response(b"POST")).body == b"ok"
+        else:
+            await eventually(lambda: hedge.refused[Refusal.NOT_CALM] == 1)
+        await client.close()
+        assert hedge.started == dry_run
+        await pair.check(1 + dry_run)
 
 
 async def test_a_stream_that_breaks_behind_its_head_is_tried_again() -> None:

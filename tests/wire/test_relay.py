@@ -49,6 +49,32 @@ async def test_status_reason_and_headers_come_through() -> None:
         assert len(response.values("x-request-id")) == 1
 
 
+async def test_what_the_gateway_says_of_itself_is_never_another_s() -> None:
+    """What a gateway behind this one says so would be taken for ours, be it in an answer, an
+    interim one or a trailer. The body of its refusal gives the reason all the same."""
+    fields = b"X-Tailrace-Reason: shed\r\nx-tailrace-attempts: 9\r\nX-TAILRACE-: a\r\nX-A: 1\r\n"
+    raw = (
+        b"HTTP/1.1 103 Early Hints\r\n" + fields + b"\r\n"
+        b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n" + fields
+        + b"\r\n2\r\nok\r\n0\r\nX-Tailrace-Reason: shed\r\n\r\n"
+    )  # fmt: skip
+    telemetry = Telemetry(access_log=None, debug_headers=True)
+    async with (
+        Origin(answer(raw)) as origin,
+        gateway(origin, telemetry=telemetry) as g,
+        g.client() as client,
+    ):
+        for _ in range(4):  # then the head is known
+            await client.send(get())
+            hints, response = await client.head(), await client.response()
+            assert (hints.status, response.status, response.body) == (103, 500, b"ok")
+            assert hints.values("x-a") == response.values("x-a") == [b"1"]
+            assert response.values("x-tailrace-attempts") == [b"1"]
+            for each in (hints, response):
+                assert each.values("x-tailrace-reason") == []
+                assert each.values("x-tailrace-") == []
+
+
 async def test_request_headers_come_through_with_ours_added() -> None:
     async with Origin() as origin, gateway(origin) as g:
         response = await g.ask(get(b"User-Agent: me", b"Accept: */*", b"X-Request-Id: id-7"))
