@@ -1,0 +1,148 @@
+"""api: the words of the batcher, shared by codecs, plan, packing, runners and the coalescer. Pure.
+
+The journey of a request: a ``Codec`` reads its body as a ``Call`` (or says that it goes alone, or
+that it is bad); the plan puts calls that may be joined into a batch; a runner sends the batch as
+one inference; the codec divides the answer, and each caller gets a ``Reply`` with its own rows and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+SIZES: Mapping[str, int] = {
+    "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8, "INT8": 1, "INT16": 2,
+    "INT32": 4, "INT64": 8, "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8, "BYTES": 0,
+}  # fmt: skip
+"""Bytes of one element by datatype of the Open Inference Protocol; 0: it varies."""
+
+
+class BadRequestError(ValueError):
+    """A caller's mistake: 400 for this request alone. The text is for the caller."""
+
+
+class BadAnswerError(ValueError):
+    """An answer that cannot be divided among the callers (too few rows, another datatype or shape,
+    a missing output): 502 for all of its batch, and the endpoint is to blame. Never guessed at."""
+
+
+@dataclass(slots=True)
+class Tensor:
+    """``data`` is as on the wire of the binary extension: little-endian, row-major; BYTES: each
+    element as its length (32 bits) and its bytes. ``shape`` holds no negative number, and its
+    first dimension is the batch. ``data`` may be a view of somebody's body or of a leased buffer,
+    so it is not to outlive either."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+
+@dataclass(slots=True)
+class Message:
+    """An HTTP request to, or answer of, the upstream. ``head`` are header lines by lower-case name,
+    those that the codec has something to say about; ``body`` the chunks in order."""
+
+    body: list[bytes | bytearray | memoryview]
+    head: dict[bytes, bytes] = field(default_factory=dict)
+    status: int = 200
+
+    def joined(self) -> bytes:
+        return self.body[0] if len(self.body) == 1 and isinstance(self.body[0], bytes) else b"".join(self.body)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One caller's request, read. Calls may be joined exactly if their ``key`` is equal; whatever
+    would make a difference to the server is in it: model, version, names, datatypes and fixed
+    dimensions of the inputs, outputs asked for, parameters.
+
+    ``rows``: of the batch dimension, at least 1. ``size``: bytes of its part of a packed batch.
+    ``length``: of its longest variable dimension, 1 where nothing varies; what padding goes by.
+    ``inputs``: its tensors, where the format has tensors. ``items``: one for each row, where it has
+    none (``instances``, texts). ``notes``: the codec's own, for the reply.
+    """
+
+    key: Hashable
+    rows: int
+    size: int
+    length: int = 1
+    inputs: tuple[Tensor, ...] = ()
+    items: Sequence[object] = ()
+    notes: object = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one caller gets."""
+
+    status: int
+    head: dict[bytes, bytes]
+    body: bytes
+
+
+class Codec(Protocol):
+    """A request format. Pure; every method O(bytes) with copies only where the format needs them.
+
+    Nothing is allocated by a size that the body only claims.
+    """
+
+    name: str
+
+    def read(self, target: bytes, head: Mapping[bytes, bytes], body: memoryview) -> Call | None:
+        """None: understood too little to join it; it goes alone, untouched. Raises
+        BadRequestError."""
+        ...
+
+    def join(self, calls: Sequence[Call]) -> Message:
+        """One request for the upstream with the rows of all, in order. For runners that send the
+        format itself; tensors that were packed go by ``TensorCodec.head``."""
+        ...
+
+    def divide(self, calls: Sequence[Call], answer: Message) -> list[Reply]:
+        """Of a 2xx answer to ``join``: a reply for each call, in order. Raises BadAnswerError."""
+        ...
+
+    def reply(self, call: Call, outputs: Sequence[Tensor]) -> Reply:
+        """Of one call, from its own rows of each output, as the ``python`` runner makes them."""
+        ...
+
+
+class TensorCodec(Codec, Protocol):
+    """A format whose inputs are tensors, so they can be packed and sent as binary or by shared
+    memory."""
+
+    def head(self, calls: Sequence[Call], inputs: Sequence[Placed], outputs: Sequence[Placed]) -> Message:
+        """The request for packed inputs: those with a ``region`` are named in it, the bytes of the
+        others follow. ``outputs``: where the server is to write; empty: into its answer."""
+        ...
+
+    def outputs(self, answer: Message) -> list[Tensor]:
+        """Of an answer to ``head``; data of outputs in shared memory is empty. Raises
+        BadAnswerError."""
+        ...
+
+
+@dataclass(slots=True)
+class Placed:
+    """A packed tensor of a batch: ``tensor.data`` is a view of the leased buffer. ``region`` is the
+    shared-memory region it lies in at ``offset``, if any."""
+
+    tensor: Tensor
+    region: str = ""
+    offset: int = 0
+
+
+def take_rows(output: Tensor, start: int, rows: int) -> Tensor:
+    """Rows ``start`` to ``start + rows`` of a tensor with fixed-size elements, without a copy.
+    BYTES has rows of different sizes; its codec walks them."""
+    per_row = len(output.data) // output.shape[0] if output.shape[0] else 0
+    data = memoryview(output.data)[start * per_row : (start + rows) * per_row]
+    return Tensor(output.name, output.datatype, (rows, *output.shape[1:]), data)
