@@ -48,14 +48,14 @@ class KserveV2:
         first = calls[0]
         ask = _ask(first)
         rows = sum([call.rows for call in calls])
-        if any([call.key != first.key for call in calls]):
+        if any(call.key != first.key for call in calls):
             raise ValueError("calls with different keys cannot be joined")
         entries = []
         body: list[bytes | bytearray | memoryview] = []
         for place, tensor in enumerate(first.inputs):
             tail = tensor.shape[1:]
             mine = [call.inputs[place] for call in calls]
-            if any([each.shape[1:] != tail for each in mine]):
+            if any(each.shape[1:] != tail for each in mine):
                 raise ValueError(f"input {tensor.name!r} differs in shape, so it is to be packed")
             chunks = [each.data for each in mine]
             joined = Tensor(tensor.name, tensor.datatype, (rows, *tail), b"")

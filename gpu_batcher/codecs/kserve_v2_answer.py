@@ -196,7 +196,7 @@ class _Form:
             chosen = [(columns[each.name], each.binary) for each in ask.outputs]
         else:
             chosen = [(column, ask.binary) for column in columns.values()]
-        fixed = all([binary and SIZES[column.tensor.datatype] > 0 for column, binary in chosen])
+        fixed = all(binary and SIZES[column.tensor.datatype] > 0 for column, binary in chosen)
         return cls(chosen, told, in_json, fixed)
 
     def reply(self, place: int, rows: int, own_id: str | None) -> Reply:
@@ -247,9 +247,7 @@ class _Form:
                 raise DataError(f"has the datatype {tensor.datatype}, which is not sent as JSON")
             return tensor_json.encode(tensor.datatype, view)
         except DataError as error:
-            raise DataError(
-                f"output {tensor.name!r} {error}; ask for it as binary data"
-            ) from None
+            raise DataError(f"output {tensor.name!r} {error}; ask for it as binary data") from None
 
 
 def flat(data: bytes | bytearray | memoryview) -> memoryview:

@@ -33,7 +33,7 @@ LONGEST_KEPT = 2048
 MOST_KEPT = 256
 
 _TARGET = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
-_ID = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"id"[ \t\r\n]*:[ \t\r\n]*"([ !#-\[\]-~]*)"[ \t\r\n]*,')
+_ID = re.compile(rb' *\{ *"id" *: *"([ !#-\[\]-~]*)" *, *')
 _NO_DATA = msgspec.Raw()
 # Parameters that are about this one request, so that they have no place in a joined one.
 _OWN_PARAMETER = re.compile(r"sequence_.*|triton_.*|priority|timeout|headers", re.DOTALL)
@@ -168,7 +168,7 @@ class Reader:
         self, variable: Mapping[str, tuple[int, ...]], in_json: frozenset[str], *, json_only: bool
     ) -> None:
         for name, axes in variable.items():
-            if any([axis < 1 for axis in axes]):
+            if any(axis < 1 for axis in axes):
                 raise ValueError(f"the variable axes of {name!r} count from 1: 0 is the batch")
         self._variable = {name: frozenset(axes) for name, axes in variable.items()}
         self._in_json = in_json
@@ -205,7 +205,7 @@ class Reader:
     def _keep(self, target: bytes, text: bytes, plan: _Plan) -> None:
         if plan.ask.id is not None or len(target) + len(text) > LONGEST_KEPT:
             return
-        if any([part.data is not None for part in plan.parts]):
+        if any(part.data is not None for part in plan.parts):
             return
         if len(self._kept) >= MOST_KEPT:
             # Whoever sends ever new JSON costs the others one reading each, now and then.

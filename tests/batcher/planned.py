@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from math import inf
 from random import Random
+from typing import TYPE_CHECKING
 
 from gpu_batcher.contain import Bisection, Containment, Part, Verdict
-from gpu_batcher.pacing import Bounds
 from gpu_batcher.plan import Batch, Plan, Waiting
+
+if TYPE_CHECKING:
+    from gpu_batcher.pacing import Bounds
 
 
 @dataclass

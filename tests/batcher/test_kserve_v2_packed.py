@@ -20,9 +20,7 @@ PACKED = struct.pack("<9i", 1, 2, 0, 3, 4, 5, 6, 7, 8)
 LENGTHS = struct.pack("<3i", 2, 3, 3)
 
 
-def read(
-    codec: KserveV2, inputs: Sequence[Given], target: bytes = TARGET, **fields: Any
-) -> Call:
+def read(codec: KserveV2, inputs: Sequence[Given], target: bytes = TARGET, **fields: Any) -> Call:
     head, body = oip.request(list(inputs), **fields)
     call = codec.read(target, head, memoryview(body))
     assert call is not None
@@ -221,9 +219,10 @@ def test_half_precision_of_a_server_of_json() -> None:
     call = codec.read(TARGET, {}, memoryview(body))
     assert call is not None
     assert call.inputs[0].data == struct.pack("<2e", 0.5, 2)
-    reply = codec.divide([call], Message([
-        b'{"outputs":[{"name":"y","shape":[2],"datatype":"FP16","data":[0.25,null]}]}'
-    ]))[0]
+    reply = codec.divide(
+        [call],
+        Message([b'{"outputs":[{"name":"y","shape":[2],"datatype":"FP16","data":[0.25,null]}]}']),
+    )[0]
     assert json.loads(reply.body)["outputs"][0]["data"] == [0.25, None]
 
 

@@ -29,9 +29,7 @@ def tensors(draw: st.DrawFn, datatypes: list[str]) -> tuple[str, tuple[int, ...]
 
 
 @given(tensors(IN_JSON), st.booleans())
-def test_there_and_back(
-    tensor: tuple[str, tuple[int, ...], list[Any]], flat: bool
-) -> None:
+def test_there_and_back(tensor: tuple[str, tuple[int, ...], list[Any]], flat: bool) -> None:
     datatype, shape, values = tensor
     plain = to_json(datatype, values)
     text = json.dumps(plain if flat else nested(plain, shape)).encode()
@@ -103,8 +101,8 @@ REFUSED = [
     ("BF16", b"[1, 2]", "JSON cannot carry"),
     ("BYTES", b'["a", 2]', "no array of BYTES"),
     ("BYTES", b'["a", "\xff"]', "BYTES"),
-    ("BYTES", b'["a", "\\ud800"]', ""),
-    ("BYTES", b'["a", "\\udc00"]', ""),
+    ("BYTES", b'["a", "\\ud800"]', "."),
+    ("BYTES", b'["a", "\\udc00"]', "."),
     ("INT32", b"[" * 33 + b"]" * 33, "nested at most 32"),
     ("INT32", b"[" * 200_000, "nested at most 32"),
 ]
