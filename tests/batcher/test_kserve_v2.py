@@ -248,11 +248,12 @@ def json_outputs(reply: Any) -> list[dict[str, Any]]:
 
 X = Given("x", "INT32", (1, 2), [1, 2])
 Y = Given("y", "FP32", (1,), [0.5])
+KNOWING = KserveV2()
 
 
 def key(target: bytes = TARGET, inputs: Sequence[Given] = (X, Y), **fields: Any) -> object:
     head, body = oip.request(list(inputs), **fields)
-    call = KserveV2().read(target, head, memoryview(body))
+    call = KNOWING.read(target, head, memoryview(body))
     assert call is not None
     return call.key
 
@@ -302,7 +303,8 @@ OTHERS: list[dict[str, Any]] = [
 
 
 def test_what_makes_a_difference() -> None:
-    assert len({key(**each) for each in OTHERS}) == len(OTHERS)
+    for _ in range(2):  # The second time, all are known.
+        assert len({key(**each) for each in OTHERS}) == len(OTHERS)
 
 
 def test_the_order_of_outputs_is_the_callers_own() -> None:
