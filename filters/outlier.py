@@ -44,7 +44,7 @@ class Config(Struct, frozen=True):
     failure_percent: Share | None = 0.5
     latency_factor: Annotated[float, msgspec.Meta(gt=1, le=100)] | None = 3.0
     base_ejection: Duration = 5.0
-    max_ejection: Duration = 15.0
+    max_ejection: Duration = 12.0
     max_ejected: Share = 0.5
     dry_run: bool = False
 

@@ -44,9 +44,19 @@ async def withheld(attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome
     error's head is returned at once: it is not going to get any better.
     """
     outcome = await next(attempt)
+    return await _begun(outcome) if _waits(outcome) else outcome
+
+
+def _waits(outcome: Outcome) -> bool:
+    """Whether a good head has come and nothing of the body yet."""
     answer = outcome.answer
-    if answer is None or outcome.status >= 400:
-        return outcome
+    return answer is not None and outcome.status < 400 and not answer.body_here
+
+
+async def _begun(outcome: Outcome) -> Outcome:
+    """Wait for the body of a good head. Cancelled meanwhile, nothing of the outcome is left."""
+    answer = outcome.answer
+    assert answer is not None
     try:
         broken = await answer.body_begun()
     except BaseException:
@@ -139,15 +149,32 @@ class Race:
             outcome.discard()  # at once: its endpoint must hear of it, however long the first takes
 
     async def run(self) -> Outcome:
-        """The better outcome. Nothing of the other attempt is left when this returns or raises."""
-        outcome: Outcome | None = None
+        """The better outcome. Nothing of the other attempt is left when this returns or raises.
+
+        The first attempt runs in this very frame, because most exchanges have no other.
+        """
+        outcome: Outcome | None = None  # None: the second has overtaken the first
         try:
-            outcome = await self._first()
+            try:
+                outcome = await self._next(self.first)
+                if _waits(outcome):
+                    head, outcome = outcome, None  # whose it is until its body begins
+                    outcome = await _begun(head)
+            except CancelledError:
+                if not self._fired:
+                    raise  # the client left, or the deadline passed; if both, ``_settled`` sees it
+            finally:
+                self._running = False
+                if self._fired:
+                    self._task.uncancel()
+            good = outcome is not None and rank(outcome, self._method) == 0
+            self.timed = good or outcome is None
             rival = self._rival
             if rival is None:
                 assert outcome is not None
                 return outcome
-            if outcome is not None and rank(outcome, self._method) == 0:
+            if good:
+                assert outcome is not None
                 return await self._first_wins(outcome, rival)
             return self._choose(outcome, await self._settled(rival))
         except BaseException:
@@ -157,22 +184,6 @@ class Race:
             if outcome is not None:
                 _drop(outcome, self._method)
             raise
-
-    async def _first(self) -> Outcome | None:
-        """What became of the first attempt; None when the second has overtaken it."""
-        outcome: Outcome | None = None
-        try:
-            outcome = await withheld(self.first, self._next)
-        except CancelledError:
-            if not self._fired:
-                raise  # the client left, or the deadline passed; if both, ``_settled`` sees it
-        finally:
-            self._running = False
-            if self._fired:
-                self._task.uncancel()
-        if outcome is None or rank(outcome, self._method) == 0:
-            self.timed = True
-        return outcome
 
     async def _first_wins(self, outcome: Outcome, rival: Task[Outcome]) -> Outcome:
         failed = rival.done() and (rival.cancelled() or rank(rival.result(), self._method) > 0)

@@ -100,6 +100,11 @@ class Answer(Protocol):
         """Whether the answer is complete and not a byte of a body has come."""
         ...
 
+    @property
+    def body_here(self) -> bool:
+        """Whether ``body_begun`` would return None at once."""
+        ...
+
     async def body_begun(self) -> Outcome | None:
         """Wait for the first byte of the body, or the end of the answer; nothing is committed.
 

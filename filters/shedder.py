@@ -330,10 +330,11 @@ class Shedder:
             self.threshold = ranks[int(SLACK * drain / inflow * n)]
         # Those who would pass whatever u is, if no more passed than is served: they are all served,
         # so no waiter of theirs goes to keep the queue short. Averaged over half a second, since a
-        # thousand ranks may hold only a few of theirs.
+        # thousand ranks may hold only a few of theirs; downward over two, since in the first second
+        # the drain looks smaller than it is, and who was certain has been told to wait.
         certain = ranks[int(SURE * drain / inflow * n)]
         before = self._certain if 0 < self._certain < inf else certain
-        self._certain = before + (certain - before) * 0.2
+        self._certain = before + (certain - before) * (0.2 if certain > before else 0.05)
 
 
 def _by_class(counts: list[int]) -> dict[str, int]:

@@ -221,6 +221,10 @@ class Call:
     def empty(self) -> bool:
         return self._ended is not None and not self._pieces
 
+    @property
+    def body_here(self) -> bool:
+        return self.first_byte is not None and self._result is None
+
     async def body_begun(self) -> Outcome | None:
         if self.first_byte is None and self._result is None:
             self._begun = asyncio.get_running_loop().create_future()

@@ -125,6 +125,10 @@ class SimulatedAnswer:
     def empty(self) -> bool:
         return self._ended and not any(self._pieces)
 
+    @property
+    def body_here(self) -> bool:
+        return self._begun.done() and not self._result.done()
+
     async def body_begun(self) -> Outcome | None:
         await self._begun
         if not self._result.done():

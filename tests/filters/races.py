@@ -57,6 +57,7 @@ class ScriptedAnswer:
         self.status = STATUS[script.kind]
         self.headers: list[tuple[bytes, bytes]] = []
         self.empty = script.kind == "empty"
+        self.body_here = False
         self.discarded = 0
 
     async def body_begun(self) -> Outcome | None:

@@ -25,7 +25,7 @@ class TestReturn:
     def test_the_time_doubles_up_to_its_bound(self) -> None:
         fleet = self.ejected()
         bad = fleet.all[0]
-        for seconds in (5, 10, 15, 15):
+        for seconds in (5, 10, 12, 12):
             assert bad.until - fleet.now == seconds
             fleet.wait(seconds - 0.01)
             assert phase(bad) is Phase.EJECTED
@@ -71,7 +71,7 @@ class TestReturn:
         fleet.wait(31)
         fleet.fail(bad, 5)
         assert bad.repeats == 3
-        assert bad.until - fleet.now == 15
+        assert bad.until - fleet.now == 12
         fleet.wait(15)
         fleet.serve(bad)
         fleet.wait(600)
@@ -84,12 +84,12 @@ class TestReturn:
         fleet.wait(5)
         probe = fleet.start(bad)
         assert bad.probe is probe
-        fleet.wait(14.9)
+        fleet.wait(11.9)
         assert phase(bad) is Phase.PROBING
         fleet.wait(0.2)
         assert phase(bad) is Phase.EJECTED
-        assert bad.why == "its probe failed: no answer in 15.1 s"
-        fleet.good(bad, probe, 15.0)  # and counts when it is answered after all
+        assert bad.why == "its probe failed: no answer in 12.1 s"
+        fleet.good(bad, probe, 12.0)  # and counts when it is answered after all
         assert phase(bad) is Phase.HEALTHY
 
     def test_a_probe_without_a_verdict_leaves_it_to_the_next(self) -> None:
