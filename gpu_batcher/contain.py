@@ -39,8 +39,12 @@ BURST = 64.0
 """Inferences that can be spent at once: a batch with two culprits takes up to 24. At one culprit in
 100 calls, wherever they fall, batches of 64 spend 9.5 of the 15 in 100 on average; a burst of 64 is
 then exhausted about once in 5,000 batches."""
-CERTAIN = 3
-"""Signs in a row that it is the server: both halves have failed, then two that were run alone."""
+RARE = 0.02
+"""The share of culprits that is taken as usual, where it has to be told from a failing server."""
+BELIEF = 1e-3
+"""It is the server once what has been seen would be less likely than this with one that works."""
+STREAK = 12
+"""And so many failures in a row are the server, also after something has passed."""
 HOLD = 1.0
 """Seconds for which no failed batch is divided after the server was found to be failing, unless
 something passes before. Not for ever, because with many culprits every whole batch fails."""
@@ -103,17 +107,15 @@ class Allowance:
 class Part(Generic[T]):
     """Members to be run as one inference: those from ``start`` to ``stop`` that have not left.
 
-    ``rest``: up to where the bad part extends of which this is the first piece, or 0. ``second``:
-    its sister has failed, and this many parts had passed until then; -1 otherwise. ``probe``: is
-    run alone because the server itself is in doubt.
+    ``rest``: up to where the bad part extends of which this is the first piece, or 0. ``chance``:
+    how likely it is to fail if the server works.
     """
 
     members: tuple[T, ...]
     start: int
     stop: int
     rest: int = 0
-    second: int = -1
-    probe: bool = False
+    chance: float = 1.0
 
 
 class Bisection(Generic[T]):
@@ -125,14 +127,18 @@ class Bisection(Generic[T]):
     that is all. One culprit among n takes at most 2 ceil(log2(n)) parts, while the server is not in
     doubt; no more than 2n - 2 are ever needed. CPU: O(members) for each part.
 
+    A server that fails whatever it gets is told from culprits by how likely they would be (Wald's
+    sequential test, 1945, with a server that fails always as the other hypothesis). As large parts
+    may well have several culprits, their failures say little; so once both halves have failed,
+    single members are run, and it ends after five or six parts. Something that passes settles the
+    question in the server's favour.
+
     A culprit may not be found because it left; then its neighbours are run in smaller parts than
-    necessary. Of a server that fails whatever it gets, both halves fail, and then two members that
-    are run alone. It ends there: with one culprit in each half, these two are the culprits only
-    once in (n/2)^2 times. A pass at any time takes the doubt away.
+    necessary.
     """
 
-    __slots__ = ("_allowance", "_doubt", "_left", "_members", "_open", "_passes", "_places",
-                 "_ready", "_stopped", "_verdicts", "culprits", "spent")  # fmt: skip
+    __slots__ = ("_allowance", "_left", "_members", "_odds", "_open", "_passed", "_places",
+                 "_ready", "_stopped", "_streak", "_verdicts", "culprits", "spent")  # fmt: skip
 
     def __init__(self, members: Sequence[T], allowance: Allowance) -> None:
         """``members``: of the failed batch, at least two; hashable, and each one once."""
@@ -145,12 +151,12 @@ class Bisection(Generic[T]):
         self._ready: deque[Part[T]] = deque()
         self._stopped: Verdict | None = None
         self._verdicts: list[tuple[T, Verdict]] = []
-        self._passes = 0
-        self._doubt = -1  # the first half to fail raises it to 0, the second one to 1
-        self.culprits = self.spent = 0
+        self._passed = False
+        self._streak = self.culprits = self.spent = 0
         half = len(members) // 2
-        self._add(0, half, second=0)
-        self._add(half, len(members), second=0)
+        self._add(0, half, chance=unlikely(half))
+        self._add(half, len(members), chance=unlikely(len(members) - half))
+        self._odds = 1 / unlikely(half)  # that one half fails was certain
 
     @property
     def done(self) -> bool:
@@ -193,8 +199,9 @@ class Bisection(Generic[T]):
 
     def passed(self, part: Part[T]) -> None:
         """It was answered."""
-        self._passes += 1
-        self._doubt = 0
+        self._passed = True
+        self._streak = 0
+        self._odds = 1.0
         self._close(part)
         for member in part.members:
             self._places.pop(member, None)
@@ -203,21 +210,20 @@ class Bisection(Generic[T]):
     def failed(self, part: Part[T]) -> None:
         """It failed with a status that a request can cause."""
         self._close(part)
-        if part.probe:
-            self._doubt += 1
-        elif part.second == self._passes:
-            self._doubt = max(self._doubt, min(self._doubt + 1, 1))
+        self._streak += 1
+        if not self._passed:
+            self._odds *= part.chance
         alone = len(part.members) == 1
         if alone:
             self.culprits += 1
             self._settle(part.members[0], Verdict.OWN)
         if self._stopped is not None:
             self._give_up(part.members)
-        elif self._doubt >= CERTAIN:
+        elif self._odds < BELIEF or self._streak >= STREAK:
             self._stop(Verdict.SERVER)
         else:
             if part.rest:
-                self._add(part.stop, part.rest, second=-1 if part.probe else self._passes)
+                self._add(part.stop, part.rest, chance=unlikely(part.rest - part.stop))
             if not alone:
                 self._divide(part.start, part.stop)
 
@@ -244,20 +250,16 @@ class Bisection(Generic[T]):
             self._divide(part.stop, part.rest)
 
     def _divide(self, start: int, stop: int) -> None:
-        """What is from ``start`` to ``stop`` is bad, and more than one. While the server is in
-        doubt, a single member comes first: the smaller a part, the more its failure says."""
-        doubt = self._doubt > 0
-        middle = start + 1 if doubt else (start + stop) // 2
-        self._add(start, middle, rest=stop, probe=doubt)
-
-    def _add(
-        self, start: int, stop: int, rest: int = 0, second: int = -1, probe: bool = False
-    ) -> None:
-        part: Part[T] = Part((), start, stop, rest, second, probe)
-        if probe:
-            self._ready.appendleft(part)
+        """What is from ``start`` to ``stop`` is bad, and more than one. Once both halves of all
+        have failed, a single member comes first, and before all else: its failure says most."""
+        if self._passed or self._streak < 2:
+            self._add(start, (start + stop) // 2, rest=stop, chance=0.5)
         else:
-            self._ready.append(part)
+            self._add(start, start + 1, rest=stop, chance=1 / (stop - start))
+            self._ready.rotate()
+
+    def _add(self, start: int, stop: int, rest: int = 0, chance: float = 1.0) -> None:
+        self._ready.append(Part((), start, stop, rest, chance))
 
     def _close(self, part: Part[T]) -> None:
         self._open.difference_update(range(part.start, part.stop))
@@ -279,6 +281,11 @@ class Bisection(Generic[T]):
         self._ready.clear()
         waiting = [member for member, place in self._places.items() if place not in self._open]
         self._give_up(waiting)
+
+
+def unlikely(size: int) -> float:
+    """How likely a part of which nothing is known is to fail, if the server works."""
+    return min(1.0, RARE * size)
 
 
 class Containment(Generic[T]):
