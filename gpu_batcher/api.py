@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 SIZES: Mapping[str, int] = {
     "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8, "INT8": 1, "INT16": 2,
     "INT32": 4, "INT64": 8, "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
 """Bytes of one element by datatype of the Open Inference Protocol; 0: it varies."""
+
+
+Data = bytes | bytearray | memoryview
 
 
 class BadRequestError(ValueError):
@@ -38,7 +41,7 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | bytearray | memoryview
+    data: Data
 
     @property
     def rows(self) -> int:
@@ -50,12 +53,13 @@ class Message:
     """An HTTP request to, or answer of, the upstream. ``head`` are header lines by lower-case name,
     those that the codec has something to say about; ``body`` the chunks in order."""
 
-    body: list[bytes | bytearray | memoryview]
+    body: list[Data]
     head: dict[bytes, bytes] = field(default_factory=dict)
     status: int = 200
 
     def joined(self) -> bytes:
-        return self.body[0] if len(self.body) == 1 and isinstance(self.body[0], bytes) else b"".join(self.body)
+        body = self.body
+        return body[0] if len(body) == 1 and isinstance(body[0], bytes) else b"".join(body)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +123,9 @@ class TensorCodec(Codec, Protocol):
     """A format whose inputs are tensors, so they can be packed and sent as binary or by shared
     memory."""
 
-    def head(self, calls: Sequence[Call], inputs: Sequence[Placed], outputs: Sequence[Placed]) -> Message:
+    def head(
+        self, calls: Sequence[Call], inputs: Sequence[Placed], outputs: Sequence[Placed]
+    ) -> Message:
         """The request for packed inputs: those with a ``region`` are named in it, the bytes of the
         others follow. ``outputs``: where the server is to write; empty: into its answer."""
         ...
@@ -127,6 +133,79 @@ class TensorCodec(Codec, Protocol):
     def outputs(self, answer: Message) -> list[Tensor]:
         """Of an answer to ``head``; data of outputs in shared memory is empty. Raises
         BadAnswerError."""
+        ...
+
+    def deal(
+        self,
+        calls: Sequence[Call],
+        outputs: Sequence[Tensor],
+        answer: Message | None = None,
+        own: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> list[Reply]:
+        """A reply for each call. ``outputs``: as ``outputs`` gave them with what stands in shared
+        memory filled in, or as a function in this process made them (then there is no ``answer``).
+        ``own``: of outputs that were padded, by name, each call's own part in the callers' order,
+        instead of rows of the whole. Raises BadAnswerError."""
+        ...
+
+
+@dataclass(slots=True)
+class Job:
+    """A batch, or a part of one, on its way to a runner. ``calls`` have equal keys. ``origin``: the
+    edge's own word for its first caller, whose target and headers the request goes by. ``deadline``
+    is the latest of its callers', in the clock's seconds: nobody wants an answer after it. The
+    runner notes ``padding``, the share of padded elements."""
+
+    calls: Sequence[Call]
+    origin: Any
+    deadline: float | None = None
+    padding: float = 0.0
+
+
+class FailedError(Exception):
+    """The server answered, but not with 2xx."""
+
+    def __init__(self, answer: Message) -> None:
+        super().__init__(f"status {answer.status}")
+        self.answer = answer
+
+
+class NoAnswerError(Exception):
+    """No answer, or none that means anything for a single request: a timeout, a broken connection,
+    no endpoint. ``cause`` is what callers are to be told by whoever knows them; ``killed``: the
+    batch may have killed its server; ``begun``: the server may still be at work on it, so memory
+    that it was given is not to be used again."""
+
+    def __init__(self, cause: Exception, *, killed: bool = False, begun: bool = True) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.killed = killed
+        self.begun = begun
+
+
+class Send(Protocol):
+    """The seam to the network: one request, its whole answer."""
+
+    async def __call__(self, message: Message, job: Job, *, once: bool = False) -> Message:
+        """Send ``message`` to where the job's requests go, with retries, hedges and all. ``once``:
+        to one server, one time, because it names memory that two must not write to. Returns an
+        answer of any status; raises NoAnswerError. Cancelling it breaks the request off, and tells
+        the server no more than that its client is gone."""
+        ...
+
+
+class Runner(Protocol):
+    """Where batches go."""
+
+    name: str
+
+    async def run(self, job: Job) -> list[Reply]:
+        """A reply for each call, in order. Raises FailedError, NoAnswerError, BadAnswerError; when
+        it is cancelled, it sees to what it has lent out."""
+        ...
+
+    async def close(self) -> None:
+        """After the last job: give everything back. Raises nothing."""
         ...
 
 
