@@ -89,6 +89,11 @@ class Reason(StrEnum):
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     STALL = "stall"
     POISON = "poison"
+    # Batches.
+    QUARANTINED = "quarantined"
+    BISECTION_BUDGET = "bisection_budget"
+    BATCH_FAILED = "batch_failed"
+    BATCH_ANSWER = "batch_answer"
     # Ours.
     INTERNAL = "internal"
 

@@ -39,6 +39,11 @@ class Body(Protocol):
         """The whole body, or None while it is still coming or when it is not kept whole."""
         ...
 
+    async def whole(self) -> bytes | None:
+        """Wait until all of it is here, before any attempt. None when it is not: it outgrew what
+        may be kept, or its client broke off. An attempt can follow in either case."""
+        ...
+
     def hold(self) -> bool:
         """Keep the whole body to the end, because two attempts are to read it at once. False when
         it is still coming or not kept whole."""

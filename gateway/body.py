@@ -6,6 +6,7 @@ outgrows either streams through and is counted, because a retry that silently do
 what users of other proxies find out the hard way.
 """
 
+import asyncio
 import hashlib
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class RequestBody:
         "_sink",
         "_source",
         "_store",
+        "_waiter",
         "aborted",
         "complete",
         "length",
@@ -75,6 +77,7 @@ class RequestBody:
         self._store = store
         self._source = source
         self._sink: BodySink | None = None
+        self._waiter: asyncio.Future[None] | None = None
         if whole:
             self.complete = True
             self.received = self._kept_bytes = size = len(whole)
@@ -99,12 +102,15 @@ class RequestBody:
             elif not self.complete:
                 # Not a byte has left yet, so nothing is given up; but no more is taken either.
                 self._source.pause()
+                self._wake()
 
     def end(self, trailers: Headers) -> None:
         self.complete = True
         self.trailers = trailers
         if self._sink is not None:
             self._sink.body_end(trailers)
+        elif self._waiter is not None:
+            self._wake()
 
     def abort(self) -> None:
         """The client broke off: what is under way upstream must not look like a whole message."""
@@ -113,6 +119,7 @@ class RequestBody:
             self.replayable = False
             if self._sink is not None:
                 self._sink.body_abort()
+            self._wake()
 
     # -- the upstream's side
 
@@ -143,6 +150,22 @@ class RequestBody:
     def peek(self) -> bytes | None:
         """The whole body when it is here and kept, else None."""
         return b"".join(self._pieces) if self.complete and self.replayable else None
+
+    async def whole(self) -> bytes | None:
+        """Wait until all of it is here, before any attempt. None when it is not: it outgrew what
+        may be kept, or its client broke off. Nothing is lost by asking, an attempt can follow."""
+        if not self.complete and not self.aborted and not self._too_large():
+            self._source.body_wanted()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.peek()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def hold(self) -> bool:
         """Keep the whole body to the end of the exchange, whatever all bodies together hold: an

@@ -24,6 +24,7 @@ from filters.priority import Config as Priority
 from filters.rate_limit import Config as RateLimit
 from filters.retry import Config as Retry
 from filters.units import Count, Duration, HashKey, HeaderName, Share, Size, Struct
+from gateway.config_batching import Batching
 
 Address = Annotated[str, msgspec.Meta(extra={"unit": "address"})]
 """Where to listen: ``host:port``, ``[v6]:port`` or ``unix:/path``; port 0 lets the system pick."""
@@ -238,15 +239,17 @@ class RequestHeaders(Struct, frozen=True):
 
 class Route(Struct, frozen=True):
     """``path`` is a prefix that matches whole segments; routes are tried in the written order.
-    Whatever is left out matches everything."""
+    Whatever is left out matches everything. Only a route whose model lives in this process
+    (``batching.runner: python``) can do without a ``cluster``."""
 
-    cluster: Name
+    cluster: Name = ""
     name: Name | None = None
     host: Host | None = None
     path: UrlPath = "/"
     methods: tuple[Method, ...] = ()
     headers: dict[HeaderName, HeaderValue] = msgspec.field(default_factory=dict)
     filters: Filters = Filters()
+    batching: Batching | None = None
     rewrite: Rewrite | None = None
     request_headers: RequestHeaders = RequestHeaders()
 

@@ -41,7 +41,7 @@ class Forward:
             ended = await answer.relay(exchange)
         finally:
             if permit is not None:
-                permit.release(_verdict(outcome, ended))
+                permit.release(verdict(outcome, ended))
         if ended.kind is FAILED:
             exchange.reason = ended.reason
             if not exchange.downstream.committed:
@@ -52,7 +52,7 @@ class Forward:
         return ended
 
 
-def _verdict(outcome: Outcome, ended: Outcome) -> Outcome:
+def verdict(outcome: Outcome, ended: Outcome) -> Outcome:
     """What the endpoint answers for: a failing status or push-back however well it was relayed, but
     not a client that stopped reading."""
     if ended.kind is OK:

@@ -57,6 +57,10 @@ TABLE: dict[Reason, Reply] = {
     Reason.FIRST_BYTE_TIMEOUT: Reply(504, "The upstream did not answer in time", 1),
     Reason.STALL: Reply(504, "The upstream stopped answering", 1),
     Reason.POISON: Reply(502, "This request has crashed more than one upstream"),
+    Reason.QUARANTINED: Reply(422, "This request has spoiled batches, and is refused for a while"),
+    Reason.BISECTION_BUDGET: Reply(503, "Too many batches failed to find out by whose fault", 1),
+    Reason.BATCH_FAILED: Reply(503, "The batch failed, by no single request's fault", 1),
+    Reason.BATCH_ANSWER: Reply(502, "The answer to the batch cannot be divided", 1),
     Reason.INTERNAL: Reply(500, "Internal error of the gateway"),
 }
 

@@ -8,7 +8,7 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -151,15 +151,19 @@ class TensorCodec(Codec, Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """A batch, or a part of one, on its way to a runner. ``calls`` have equal keys. ``origin``: the
-    edge's own word for its first caller, whose target and headers the request goes by. ``deadline``
-    is the latest of its callers', in the clock's seconds: nobody wants an answer after it. The
-    runner notes ``padding``, the share of padded elements."""
+    """A batch, or a part of one, on its way to a runner. ``calls`` have equal keys. ``origins``: the
+    edge's own word for each caller. ``deadline`` is the latest of theirs, in the clock's seconds:
+    nobody wants an answer after it.
+
+    What is noted on the way: by the runner ``padding``, the share of padded elements; by ``Send``
+    ``settle``, which is called once it turned out to be of use (True), or not.
+    """
 
     calls: Sequence[Call]
-    origin: Any
+    origins: Sequence[Any]
     deadline: float | None = None
     padding: float = 0.0
+    settle: Callable[[bool], object] | None = None
 
 
 class FailedError(Exception):
@@ -172,15 +176,30 @@ class FailedError(Exception):
 
 class NoAnswerError(Exception):
     """No answer, or none that means anything for a single request: a timeout, a broken connection,
-    no endpoint. ``cause`` is what callers are to be told by whoever knows them; ``killed``: the
-    batch may have killed its server; ``begun``: the server may still be at work on it, so memory
-    that it was given is not to be used again."""
+    no endpoint. ``cause`` is what callers are to be told by whoever knows them; ``begun``: the
+    server may still be at work on it, so memory that it was given is not to be used again."""
 
-    def __init__(self, cause: Exception, *, killed: bool = False, begun: bool = True) -> None:
+    def __init__(self, cause: Exception, *, begun: bool = True) -> None:
         super().__init__(str(cause))
         self.cause = cause
-        self.killed = killed
         self.begun = begun
+
+
+class TooLargeError(Exception):
+    """A job of several calls does not fit the runner's buffers; fewer of them may."""
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and the only way to be called later."""
+
+    def now(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> Handle: ...
+
+
+class Handle(Protocol):
+    """A timer that can be called off."""
+
+    def cancel(self) -> None: ...
 
 
 class Send(Protocol):
@@ -200,8 +219,8 @@ class Runner(Protocol):
     name: str
 
     async def run(self, job: Job) -> list[Reply]:
-        """A reply for each call, in order. Raises FailedError, NoAnswerError, BadAnswerError; when
-        it is cancelled, it sees to what it has lent out."""
+        """A reply for each call, in order. Raises FailedError, NoAnswerError, BadAnswerError and
+        TooLargeError; when it is cancelled, it sees to what it has lent out."""
         ...
 
     async def close(self) -> None:

@@ -1,0 +1,255 @@
+"""A batch on its way to a model server: an exchange of ours, through the route's attempt chain.
+
+So retry, hedge, balancing and ejection work for batches as for any request. The head that is sent
+has what the members agree on (target, credentials, the headers that the route names) and nothing
+that is one member's own: request id, trace and client are the batch's.
+
+A batch that kills its server is suspected here: its request had left whole, the connection broke
+without an answer, and the next attempt to connect there was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filters.api import (
+    FAILED,
+    IGNORED,
+    OK,
+    Attempt,
+    Clock,
+    Exchange,
+    Headers,
+    Outcome,
+    Priority,
+    Reason,
+    Reject,
+    Request,
+    Service,
+)
+from gateway.body import ReplayStore, RequestBody
+from gateway.fields import Field, field
+from gateway.proxy import verdict
+from gpu_batcher.api import Job, Message, NoAnswerError
+
+if TYPE_CHECKING:
+    from filters.api import Permit
+    from filters.seams import Flow
+
+SUSPECTED = 30.0
+"""Seconds after a reset in which a refused connection counts: a supervisor's restart takes less."""
+MOST_SUSPECTS = 64
+_UNBOUNDED = 1 << 62
+_CUT_OFF = Outcome(IGNORED)
+
+
+class Caller(Protocol):
+    """A member of a batch, as this module sees it. ``fields``: what is sent of its head."""
+
+    exchange: Exchange
+    fields: list[Field]
+
+    def mark(self) -> bytes: ...
+
+
+class BatchExchange(Exchange):
+    """``marks``: makes those of its members, by which quarantine knows them."""
+
+    __slots__ = ("marks",)
+    marks: Callable[[], Sequence[bytes]]
+
+
+class _Source:
+    """The body is here: there is nobody to hold up."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def body_wanted(self) -> None: ...
+
+
+_SOURCE = _Source()
+
+
+class Collector:
+    """Takes an answer instead of a client. Of a body larger than ``most`` bytes nothing is kept,
+    and ``too_large`` says so."""
+
+    __slots__ = ("_most", "bytes_sent", "committed", "head", "pieces", "status", "too_large")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.bytes_sent = 0
+        self.committed = False
+        self.head: dict[bytes, bytes] = {}
+        self.pieces: list[bytes] = []
+        self.status = 0
+        self.too_large = False
+
+    def inform(self, status: int, lines: bytes) -> None: ...
+
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
+        self.committed = True
+        self.status = status
+        for line in lines.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            lower = name.lower()
+            if lower and lower != b"x-request-id" and not lower.startswith(b"x-tailrace-"):
+                self.head[lower] = value.strip(b" \t")
+
+    def flush(self) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self.bytes_sent += len(data)
+        if self.bytes_sent > self._most:
+            self.too_large = True
+            self.pieces.clear()
+        else:
+            self.pieces.append(data)
+
+    def finish(self, data: bytes, trailers: Headers) -> None:
+        if data:
+            self.write(data)
+
+    def abort(self) -> None: ...
+    def flow(self, source: Flow | None) -> None: ...
+
+    def buffered(self) -> int:
+        return 0
+
+
+class Deaths:
+    """The innermost attempt filter of a route with batches: sees which of them a server may have
+    died of. ``killed`` is told the marks of its members. O(1) while nothing breaks."""
+
+    def __init__(self, clock: Clock, killed: Callable[[Sequence[bytes], float], object]) -> None:
+        self._clock = clock
+        self._killed = killed
+        self._suspects: list[tuple[str, float, Sequence[bytes]]] = []
+
+    async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
+        outcome = await next(attempt)
+        if outcome.answer is None:
+            self._broke(attempt, outcome)
+        elif self._suspects:
+            self._suspects = [each for each in self._suspects if each[0] != attempt.endpoint]
+        return outcome
+
+    def _broke(self, attempt: Attempt, outcome: Outcome) -> None:
+        now, exchange = self._clock.now(), attempt.exchange
+        where = attempt.endpoint
+        if outcome.reason is Reason.CONNECT_FAILED:
+            found = [each for each in self._suspects if each[0] == where]
+            for each in found:
+                self._suspects.remove(each)
+                if now - each[1] <= SUSPECTED:
+                    self._killed(each[2], now)
+            return
+        reset = outcome.reason is Reason.UPSTREAM_RESET and outcome.complete
+        if reset and isinstance(exchange, BatchExchange):
+            self._suspects.append((where, now, exchange.marks()))
+            del self._suspects[:-MOST_SUSPECTS]
+
+
+class BatchSend:
+    """``gpu_batcher.api.Send``. ``attempts`` is the route's attempt chain, ``once`` its innermost
+    part; ``most``: bytes of an answer; ``name``: makes a request id."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        route: Any,
+        attempts: Service[Attempt, Outcome],
+        once: Service[Attempt, Outcome],
+        most: int,
+        name: Callable[[], bytes],
+    ) -> None:
+        self.use(route, attempts, once)
+        self._clock = clock
+        self._most = most
+        self._name = name
+        self._store = ReplayStore(_UNBOUNDED, _UNBOUNDED)
+
+    def use(
+        self, route: Any, attempts: Service[Attempt, Outcome], once: Service[Attempt, Outcome]
+    ) -> None:
+        """Go on with the chains of another configuration, from the next request on."""
+        self._route = route
+        self._attempts = attempts
+        self._once = once
+
+    async def __call__(self, message: Message, job: Job, *, once: bool = False) -> Message:
+        if job.settle is not None:  # an earlier request for the same job
+            job.settle(True)
+        exchange, collector = self._exchange(message, job)
+        try:
+            outcome = await (self._once if once else self._attempts)(Attempt(exchange, 1, ()))
+            if outcome.answer is None:
+                reason = outcome.reason or Reason.INTERNAL
+                refusal = Reject(reason, outcome.detail, retry_after=outcome.retry_after)
+                raise NoAnswerError(refusal, begun=outcome.sent)
+            return await self._answer(job, exchange, collector, outcome)
+        finally:
+            exchange.body.release()  # type: ignore[attr-defined]
+            for caller in job.origins:
+                theirs = caller.exchange
+                theirs.endpoint, theirs.hedged = exchange.endpoint, exchange.hedged
+                theirs.attempts += exchange.attempts
+
+    async def _answer(
+        self, job: Job, exchange: Exchange, collector: Collector, outcome: Outcome
+    ) -> Message:
+        answer, permit = outcome.answer, outcome.permit
+        assert answer is not None
+        ended = _CUT_OFF
+        try:
+            ended = await answer.relay(exchange)
+        finally:
+            if ended.kind is not OK and permit is not None:
+                permit.release(verdict(outcome, ended))
+        if ended.kind is not OK:
+            raise NoAnswerError(Reject(ended.reason or Reason.INTERNAL))
+        if permit is not None:
+            job.settle = partial(_settle, job, permit, verdict(outcome, ended))
+        if collector.too_large:
+            if job.settle is not None:
+                job.settle(False)
+            detail = "the answer to a batch is larger than batching.answer"
+            raise NoAnswerError(Reject(Reason.BATCH_ANSWER, detail), begun=False)
+        return Message(list(collector.pieces), collector.head, collector.status)
+
+    def _exchange(self, message: Message, job: Job) -> tuple[Exchange, Collector]:
+        first: Caller = job.origins[0]
+        theirs = first.exchange
+        body = b"".join(message.body)
+        told = theirs.request
+        fields = first.fields + [field(name, value) for name, value in message.head.items()]
+        index = {lower: value for lower, value, _, _ in fields}
+        request = Request(b"POST", told.target, 1, fields, index, told.host, len(body))
+        collector = Collector(self._most)
+        exchange = BatchExchange(
+            request,
+            RequestBody(len(body), self._store, _SOURCE, body),
+            collector,
+            "unknown",  # of several: X-Forwarded-For has this word for it (RFC 7239 6.2)
+            True,
+            theirs.secure,
+            self._clock.now(),
+        )
+        exchange.marks = lambda: [caller.mark() for caller in job.origins]
+        exchange.route = self._route
+        exchange.request_id = self._name()
+        exchange.priority = Priority(min(caller.exchange.priority for caller in job.origins))
+        exchange.deadline = job.deadline
+        exchange.asked = all(caller.exchange.asked for caller in job.origins)
+        return exchange, collector
+
+
+def _settle(job: Job, permit: Permit, outcome: Outcome, useful: bool) -> None:
+    """The endpoint answers for what it answered."""
+    job.settle = None
+    if not useful:
+        detail = "its answer to a batch cannot be divided"
+        outcome = Outcome(FAILED, outcome.status, Reason.BATCH_ANSWER, detail=detail)
+    permit.release(outcome)

@@ -1,0 +1,212 @@
+"""Ends a route in ``gpu_batcher``: an exchange filter in front of admission.
+
+What a codec understands whole goes into the coalescer, and its permit is its place in the plan,
+whose queue is as bounded as admission's. Anything else goes on alone, as if there were no batching.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from filters.api import FAILED, OK, Clock, Exchange, Outcome, Reason, Reject, Service
+from gateway.batch_stats import BatchStats
+from gateway.fields import Field, lines_of
+from gateway.headers import debug_lines
+from gateway.retry_after import retry_after
+from gpu_batcher.api import BadRequestError
+from gpu_batcher.flight import RefusedError, Terms, Why
+
+if TYPE_CHECKING:
+    from gateway.config_batching import Batching as Config
+    from gpu_batcher.api import Codec, Reply
+    from gpu_batcher.coalescer import Coalescer
+    from gpu_batcher.flight import Flight
+    from gpu_batcher.packing import Packing
+
+log = logging.getLogger("tailrace")
+
+CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"cookie")
+"""Who is asking: calls that differ in one of these are never joined, whatever the route says."""
+_NOT_OURS = frozenset((b"x-request-id", b"content-length"))
+
+
+class Caller:
+    """A member of a batch: its exchange, and what is sent of its head."""
+
+    __slots__ = ("_body", "_key", "exchange", "fields")
+
+    def __init__(self, exchange: Exchange, fields: list[Field], body: bytes, key: bytes) -> None:
+        self.exchange = exchange
+        self.fields = fields
+        self._body = body
+        self._key = key
+
+    def mark(self) -> bytes:
+        """A keyed hash of target and body: nobody can make two bodies with one mark."""
+        digest = blake2b(self._body, key=self._key, digest_size=16)
+        digest.update(self.exchange.request.target)
+        return digest.digest()
+
+
+class Batching:
+    """One route's. It outlives reloads that leave its configuration as it is."""
+
+    def __init__(
+        self,
+        config: Config,
+        codec: Codec,
+        packing: Packing,
+        coalescer: Coalescer,
+        clock: Clock,
+        key: bytes,
+        rewrite: Callable[[bytes], bytes] | None,
+    ) -> None:
+        self.config = config
+        self.coalescer = coalescer
+        self.stats = BatchStats()
+        self.alone = 0
+        self.malformed = 0
+        self.rewrite = rewrite
+        self._codec = codec
+        self._packing = packing
+        self._clock = clock
+        self._key = key
+        named = tuple(name.encode() for name in config.headers)
+        self._joined_by = tuple(dict.fromkeys((*CREDENTIALS, *named)))
+        self._inside = 0
+        self._retired = False
+        self._closing: asyncio.Task[None] | None = None
+        coalescer.watch = self._watch
+
+    async def __call__(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
+        request = exchange.request
+        most = self.config.max_request
+        if request.method != b"POST" or exchange.upgrade or (request.length or 1) > most:
+            return await self._pass(exchange, next)
+        self._inside += 1
+        try:
+            body = await exchange.body.whole()
+            if body is None or not 0 < len(body) <= most:
+                return await self._pass(exchange, next)
+            target = request.target if self.rewrite is None else self.rewrite(request.target)
+            try:
+                call = self._codec.read(target, request.index, memoryview(body))
+                if call is not None:
+                    self._packing.check(call)
+            except BadRequestError as error:
+                self.malformed += 1
+                raise Reject(Reason.MALFORMED, str(error)) from None
+            config = self.config
+            if call is None or call.rows > config.max_rows or call.size > config.max_bytes:
+                return await self._pass(exchange, next)
+            index = request.index
+            values = tuple([index.get(name) for name in self._joined_by])
+            fields = [each for each in request.fields if each[0] in self._joined_by]
+            caller = Caller(exchange, fields, body, self._key)
+            join = (request.host, exchange.secure, values)
+            terms = Terms(
+                caller,
+                caller.mark,
+                join,
+                exchange.priority,
+                exchange.tenant,
+                exchange.deadline,
+                partial(_taken, exchange, self._clock.now()),
+            )
+            try:
+                reply = await self.coalescer.submit(call, terms)
+            except RefusedError as error:
+                raise refusal(error) from None
+            return self._answer(exchange, reply)
+        finally:
+            self._inside -= 1
+            if self._retired and not self._inside:
+                self._close()
+
+    async def _pass(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
+        self.alone += 1
+        return await next(exchange)
+
+    def _answer(self, exchange: Exchange, reply: Reply) -> Outcome:
+        """Commit its own part of the answer. There is no way back from here."""
+        lines = lines_of([each for each in reply.head.items() if each[0] not in _NOT_OURS])
+        lines += b"x-request-id: %b\r\n%b" % (exchange.request_id, exchange.lines)
+        if exchange.route.debug:
+            lines += debug_lines(exchange)
+        exchange.first_byte = self._clock.now()
+        exchange.downstream.start(reply.status, lines, len(reply.body))
+        exchange.downstream.finish(reply.body, [])
+        if reply.status < 500:
+            return Outcome(OK, reply.status)
+        exchange.reason = Reason.UPSTREAM_STATUS
+        return Outcome(FAILED, reply.status, Reason.UPSTREAM_STATUS)
+
+    def _watch(self, flight: Flight, now: float) -> None:
+        self.stats.ended(flight, now)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """A reload has put another one in its place: close when the last exchange has left."""
+        self._retired = True
+        if not self._inside:
+            self._close()
+
+    def _close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self.coalescer.close())
+
+    async def close(self) -> None:
+        """Give up what is under way, and give everything back."""
+        self._close()
+        assert self._closing is not None
+        await self._closing
+
+    def describe(self, now: float) -> dict[str, object]:
+        return {
+            "format": self.config.format,
+            **self.coalescer.describe(now),
+            "alone": self.alone,
+            "malformed": self.malformed,
+        }
+
+
+def _taken(exchange: Exchange, submitted: float, now: float) -> None:
+    """Its wait is over: a place in the plan is what a permit is elsewhere."""
+    exchange.queued = now - submitted
+    exchange.granted = True
+
+
+def refusal(error: RefusedError) -> Reject:
+    """What the caller is told. What a server said to several is told by its status only: its
+    words may be about another caller."""
+    cause, status = error.cause, error.status
+    if isinstance(cause, Reject):
+        return Reject(
+            cause.reason, cause.detail, retry_after=cause.retry_after, status=cause.status
+        )
+    match error.why:
+        case Why.QUEUE_FULL:
+            return Reject(Reason.QUEUE_FULL)
+        case Why.EXPIRED:
+            return Reject(Reason.DEADLINE)
+        case Why.QUARANTINED:
+            return Reject(Reason.QUARANTINED)
+        case Why.BUDGET:
+            return Reject(Reason.BISECTION_BUDGET)
+        case Why.ANSWER:
+            return Reject(Reason.BATCH_ANSWER)
+        case _:
+            pass
+    if status < 400 or status == 500:
+        return Reject(Reason.BATCH_FAILED)
+    wait = None
+    if error.retry_after is not None:
+        wait = retry_after([(b"retry-after", error.retry_after)])
+    detail = f"it answered the batch with {status}"
+    return Reject(Reason.UPSTREAM_STATUS, detail, retry_after=wait, status=status)
