@@ -124,6 +124,8 @@ def filters(server: Server) -> dict[str, object]:
             key = "admission" if part == "gate" else part
             shown[key] = "off" if each is None else _plain(each.describe(now))
         budget = wiring.budgets.get(name)
+        if parts.batches is not None:
+            shown["batching"] = _plain(parts.batches.batching.describe(now))
         shown["budget"] = "off" if budget is None else _plain(budget.describe(now))
     return {"gateway": _plain(server.vitals.describe()), "routes": routes}
 

@@ -153,19 +153,14 @@ class Deaths:
 
 
 class BatchSend:
-    """``gpu_batcher.api.Send``. ``attempts`` is the route's attempt chain, ``once`` its innermost
-    part; ``most``: bytes of an answer; ``name``: makes a request id."""
+    """``gpu_batcher.api.Send``. ``most``: bytes of an answer; ``name``: makes a request id. To be
+    given its chains by ``use`` before the first request."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        route: Any,
-        attempts: Service[Attempt, Outcome],
-        once: Service[Attempt, Outcome],
-        most: int,
-        name: Callable[[], bytes],
-    ) -> None:
-        self.use(route, attempts, once)
+    _route: Any
+    _attempts: Service[Attempt, Outcome]
+    _once: Service[Attempt, Outcome]
+
+    def __init__(self, clock: Clock, most: int, name: Callable[[], bytes]) -> None:
         self._clock = clock
         self._most = most
         self._name = name
@@ -174,7 +169,7 @@ class BatchSend:
     def use(
         self, route: Any, attempts: Service[Attempt, Outcome], once: Service[Attempt, Outcome]
     ) -> None:
-        """Go on with the chains of another configuration, from the next request on."""
+        """``attempts`` is the route's attempt chain, ``once`` its innermost part."""
         self._route = route
         self._attempts = attempts
         self._once = once

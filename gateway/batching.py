@@ -64,14 +64,13 @@ class Batching:
         coalescer: Coalescer,
         clock: Clock,
         key: bytes,
-        rewrite: Callable[[bytes], bytes] | None,
     ) -> None:
         self.config = config
         self.coalescer = coalescer
         self.stats = BatchStats()
         self.alone = 0
         self.malformed = 0
-        self.rewrite = rewrite
+        self.rewrite: Callable[[bytes], bytes] | None = None
         self._codec = codec
         self._packing = packing
         self._clock = clock

@@ -169,7 +169,9 @@ def _routes(config: Config, found: Converter) -> None:
     names: set[str] = set()
     for index, route in enumerate(config.routes):
         path: Path = ("routes", index)
-        if route.cluster not in known:
+        if not route.cluster:
+            _no_cluster(route, path, found)
+        elif route.cluster not in known:
             hint = suggest(route.cluster, sorted(known))
             hint = hint or ("there are: " + ", ".join(sorted(known)) if known else "")
             _error(found, (*path, "cluster"), f"there is no cluster {route.cluster!r}", hint)
@@ -191,6 +193,13 @@ def _routes(config: Config, found: Converter) -> None:
         named = filters.priority is not None and filters.priority.header
         if where in found.positions and (named in _FRAMING or named == "host"):
             _error(found, where, f"the header {named!r} belongs to the connection")
+
+
+def _no_cluster(route: Route, path: Path, found: Converter) -> None:
+    if (*path, "cluster") in found.positions:
+        return  # it has an error of its own
+    if route.batching is None or route.batching.runner != "python":
+        _error(found, path, "missing key 'cluster'")
 
 
 def _is_cluster(path: Path) -> bool:

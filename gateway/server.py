@@ -105,6 +105,7 @@ class Server:
             connection.transport.abort()
         # Aborted connections cancel their exchanges, which release what they hold upstream.
         await self.acceptor.emptied.wait()
+        await self.wiring.close()
         for membership in self.memberships.values():
             await membership.stop()
             membership.retire(None)
@@ -183,6 +184,7 @@ class Server:
         old = self.memberships
         # Everything that can fail comes first, and what it touched is put right if it does.
         memberships: dict[str, Membership] = {}
+        wiring: Wiring | None = None
         for membership in old.values():
             await membership.names.stop()  # no change of addresses in the middle of this
         try:
@@ -193,6 +195,8 @@ class Server:
             for listener in added:
                 await self._bind(listener)
         except BaseException:
+            if wiring is not None:
+                wiring.abandon()
             for name, membership in memberships.items():
                 membership.retire(old.get(name))
             for membership in old.values():

@@ -38,8 +38,10 @@ from gateway.replies import replies
 from gateway.router import BoundRoute, Router, names
 
 if TYPE_CHECKING:
+    from gateway.batch_wiring import BatchLine
     from gateway.cluster import Cluster
     from gateway.config import Config, Filters, Route
+    from gateway.config_batching import Batching
     from gateway.telemetry import Telemetry
     from gateway.vitals import Vitals
 
@@ -59,7 +61,8 @@ class Seams:
 @dataclass(slots=True)
 class RouteFilters:
     """The filters of one route that keep counts or learn, for metrics, admin and reload. None:
-    off. ``gate`` and ``budget`` outlive a reload, all others take over from those of before."""
+    off. ``gate`` and ``budget`` outlive a reload, and ``batches`` one that leaves its configuration
+    as it is; all others take over from those of before."""
 
     cluster: str
     deadline: deadline.Deadline | None = None
@@ -70,6 +73,7 @@ class RouteFilters:
     retry: retry.Retry | None = None
     hedge: hedge.Hedge | None = None
     budget: budget.Budget | None = None
+    batches: BatchLine | None = None
 
 
 class Wiring:
@@ -85,8 +89,10 @@ class Wiring:
         self._seams = seams
         self._previous = previous
         self._pending: list[Callable[[], None]] = []
+        self._made: list[BatchLine] = []
         named = zip(config.routes, names(config.routes), strict=True)
         routes = [(route, self._bind(route, name)) for route, name in named]
+        self._retire_batches(previous)
         self._previous = None
         self.router: Router[BoundRoute] = Router(routes)
         self.routes = [bound for _, bound in routes]
@@ -98,6 +104,17 @@ class Wiring:
         for apply in self._pending:
             apply()
         self._pending.clear()
+
+    def abandon(self) -> None:
+        """It is not to be in force: give back what was made for it."""
+        for line in self._made:
+            line.batching.retire()
+
+    async def close(self) -> None:
+        """Give up the batches that are under way, and give back what they were made with."""
+        for each in self.filters.values():
+            if each.batches is not None:
+                await each.batches.batching.close()
 
     @property
     def retries(self) -> dict[str, retry.Retry]:
@@ -126,11 +143,44 @@ class Wiring:
             name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
         )
         bound.debug = self.config.telemetry.debug_headers
+        if route.batching is not None:
+            parts.batches = self._batches(route.batching, before)
+        if not route.cluster:  # the model lives in this process
+            order = self._exchange_chain(filters, parts, before)
+            bound.service = chain(order, _only_batches)
+            return bound
         self._make_gate(filters, parts, before)
-        attempts = self._attempt_chain(filters, policy, parts, before)
+        once = self._one_attempt(parts)
+        attempts = self._attempt_chain(filters, policy, parts, before, once)
         order = self._exchange_chain(filters, parts, before)
+        if parts.batches is not None:
+            use = partial(parts.batches.use, bound, attempts, once)
+            if parts.batches in self._made:
+                use()
+            else:
+                self._pending.append(use)
         bound.service = chain(order, Forward(attempts))
         return bound
+
+    def _batches(self, config: Batching, before: RouteFilters) -> BatchLine:
+        """Those of before, with their buffers and all who wait, if nothing about them changes."""
+        kept = before.batches
+        if kept is not None and kept.config == config:
+            return kept
+        from gateway.batch_wiring import BatchLine  # most gateways never batch
+
+        made = BatchLine(config, self._seams.clock, self._seams.rng)
+        self._made.append(made)
+        return made
+
+    def _retire_batches(self, previous: Wiring | None) -> None:
+        """Those of before that are not taken over end with the exchanges that are in them."""
+        if previous is None:
+            return
+        kept = [each.batches for each in self.filters.values()]
+        for each in previous.filters.values():
+            if each.batches is not None and each.batches not in kept:
+                self._pending.append(each.batches.batching.retire)
 
     def _exchange_chain(
         self, filters: Filters, parts: RouteFilters, before: RouteFilters
@@ -147,6 +197,9 @@ class Wiring:
                 parts.deadline.take_over(before.deadline)
             order.append(parts.deadline)
         checks = self._arrival_checks(filters, parts, before)
+        if parts.batches is not None:  # what is joined has its place in the plan for a permit
+            order += [_Arrivals(seams.clock, checks), parts.batches.batching]
+            checks = []
         if parts.gate is not None:  # innermost: a permit stands only for work really sent on
             saturated = self.clusters[parts.cluster].saturated
             order.append(Admission(parts.gate, seams.clock, checks, saturated=saturated))
@@ -198,21 +251,28 @@ class Wiring:
             self._pending.append(partial(gate.use, config, sheds))
         parts.gate = gate
 
+    def _one_attempt(self, parts: RouteFilters) -> Service[Attempt, Outcome]:
+        """The innermost: one attempt at one endpoint, and who watches each of them."""
+        order: list[AttemptFilter] = []
+        if self.config.telemetry.tracing is not None:  # a span for each attempt
+            order.append(self._seams.telemetry.attempt)
+        if parts.batches is not None:
+            order.append(parts.batches.deaths)
+        return chain(order, self.clusters[parts.cluster].attempt)
+
     def _attempt_chain(
         self,
         filters: Filters,
         policy: retry.Policy,
         parts: RouteFilters,
         before: RouteFilters,
+        service: Service[Attempt, Outcome],
     ) -> Service[Attempt, Outcome]:
         """Retry sees the final outcome of a hedged group; both draw on the one budget; below is
         the balancer's choice, so that another attempt goes elsewhere; then what each endpoint is
         held responsible for; then the attempt's own clocks, in the upstream."""
         seams = self._seams
         cluster = self.clusters[parts.cluster]
-        service: Service[Attempt, Outcome] = cluster.attempt
-        if self.config.telemetry.tracing is not None:  # innermost: a span for each attempt
-            service = chain([seams.telemetry.attempt], service)
         order: list[AttemptFilter] = []
         if filters.retry is None and filters.hedge is None:
             return service
@@ -298,6 +358,11 @@ class _Deposits:
     async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
         self._budget.deposit(self._clock.now())
         return await next(attempt)
+
+
+async def _only_batches(exchange: Exchange) -> Outcome:
+    """Of a route without a cluster: there is nowhere else to go."""
+    raise Reject(Reason.NOT_IMPLEMENTED, "this route serves nothing but what can be batched")
 
 
 async def _no_route(exchange: Exchange) -> Outcome:

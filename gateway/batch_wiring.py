@@ -1,0 +1,122 @@
+"""``routes[].batching`` -> running objects. Imported only where a route has batching.
+
+Chain order, outside in: the exchange filter ``Batching`` stands behind the arrival checks and in
+front of admission, so what goes on alone takes a permit as ever, and what is joined takes a place
+in the plan instead; ``Deaths`` is the innermost attempt filter, so it sees every attempt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from gateway.batch_send import BatchSend, Deaths
+from gateway.batching import Batching
+from gpu_batcher.buffers import Pool
+from gpu_batcher.coalescer import Coalescer
+from gpu_batcher.codecs.registry import is_tensor_codec, make
+from gpu_batcher.contain import Containment
+from gpu_batcher.host import HostDevice
+from gpu_batcher.pacing import UNBOUNDED, Bounds
+from gpu_batcher.packing import Extra, Packing, Rule
+from gpu_batcher.quarantine import Quarantine
+from gpu_batcher.runners import HttpRunner
+
+if TYPE_CHECKING:
+    from filters.api import Attempt, Clock, Outcome, Service
+    from gateway.config_batching import Batching as Config
+    from gateway.config_batching import Input
+    from gateway.router import BoundRoute
+    from gpu_batcher.api import Codec, Runner, Send
+
+_KEY = os.urandom(32)
+
+
+class BatchLine:
+    """A route's batching with its way upstream. ``config`` is what it was made by."""
+
+    def __init__(self, config: Config, clock: Clock, rng: Random) -> None:
+        self.config = config
+        self.deaths = Deaths(clock, self._killed)
+        self.send = BatchSend(clock, config.answer, lambda: b"%032x" % rng.getrandbits(128))
+        codec = make(config.format, variable(config), config.binary)
+        rules = packing(config)
+        quarantine = Quarantine(refuse=config.quarantine == "refuse")
+        self._quarantine = quarantine
+        self.batching = Batching(
+            config,
+            codec,
+            rules,
+            Coalescer(
+                runner(config, codec, rules, self.send),
+                bounds(config),
+                clock,
+                containment=Containment(config.bisection.share, float(config.bisection.burst)),
+                quarantine=quarantine,
+            ),
+            clock,
+            _KEY,
+        )
+
+    def use(
+        self,
+        route: BoundRoute,
+        attempts: Service[Attempt, Outcome],
+        once: Service[Attempt, Outcome],
+    ) -> None:
+        """Go on with the chains of another configuration, from the next request on."""
+        self.batching.rewrite = route.rewrite
+        self.send.use(route, attempts, once)
+
+    def _killed(self, marks: Sequence[bytes], now: float) -> None:
+        self._quarantine.killed(marks, now)
+
+
+def runner(config: Config, codec: Codec, rules: Packing, send: Send) -> Runner:
+    device = HostDevice()
+    pool = None
+    if is_tensor_codec(codec):
+        pool = Pool(device.allocate(config.buffer) for _ in range(config.max_in_flight))
+    return HttpRunner(codec, rules, pool, device, send, config.outputs)
+
+
+def bounds(config: Config) -> Bounds:
+    return Bounds(
+        max_rows=config.max_rows,
+        max_items=config.max_items or UNBOUNDED,
+        max_bytes=config.max_bytes,
+        max_padded=config.max_tokens or UNBOUNDED,
+        max_delay=config.max_delay,
+        target=config.target,
+        max_in_flight=config.max_in_flight,
+        max_waiting=config.queue,
+        preferred=config.preferred,
+        buckets=config.buckets,
+    )
+
+
+def variable(config: Config) -> dict[str, tuple[int, ...]]:
+    """The axes that may differ within a batch, by input."""
+    return {name: each.axes for name, each in config.inputs.items() if each.axes}
+
+
+def packing(config: Config) -> Packing:
+    """Raises ValueError where its parts contradict each other."""
+    rules = {name: _rule(each) for name, each in config.inputs.items()}
+    return Packing(config.pack, config.buckets if config.pack == "bucket" else (), rules)
+
+
+def _rule(each: Input) -> Rule:
+    def extra(name: str | None) -> Extra | None:
+        return None if name is None else Extra(name, each.extra_datatype)
+
+    return Rule(
+        each.axes,
+        each.value,
+        each.side,
+        extra(each.mask),
+        extra(each.lengths),
+        extra(each.offsets),
+    )
