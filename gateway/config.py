@@ -242,7 +242,7 @@ class Route(Struct, frozen=True):
     Whatever is left out matches everything. Only a route whose model lives in this process
     (``batching.runner: python``) can do without a ``cluster``."""
 
-    cluster: Name = ""
+    cluster: Name | None = None
     name: Name | None = None
     host: Host | None = None
     path: UrlPath = "/"

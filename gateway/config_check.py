@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from itertools import pairwise
 
 from gateway.config import Admin, Cluster, Config, Endpoint, Health, Route
+from gateway.config_batch_check import check_batching
 from gateway.config_convert import Converter
 from gateway.config_files import check_files
 from gateway.config_filters import check_filters, sections
@@ -47,6 +48,7 @@ def check(config: Config, found: Converter) -> None:
     _routes(config, found)
     _telemetry(config, found)
     check_filters(config, found)
+    check_batching(config, found)
     check_files(config, found)
     _limits(config, found)
     _warnings(config, found)

@@ -160,7 +160,7 @@ def _load_shed(filters: Filters, section: _Section) -> None:
 def _hedges(config: Config, found: "Converter") -> None:
     """Hedges that can never be. Per route, because that is where filters meet a cluster."""
     for index, route in enumerate(config.routes):
-        filters, cluster = route.filters, config.clusters.get(route.cluster)
+        filters, cluster = route.filters, config.clusters.get(route.cluster or "")
         path: Path = ("routes", index, "filters", "hedge")
         if path not in found.positions:
             path = ("filters", "hedge")
@@ -191,7 +191,9 @@ def _fixed_limits(config: Config, found: "Converter") -> None:
         path: Path = ("routes", index, "filters", "admission", "limit")
         if path not in found.positions:
             path = ("filters", "admission", "limit")
-        if admission is not None and admission.limit != "adaptive" and found.clean(path):
+        if admission is None or admission.limit == "adaptive" or not route.cluster:
+            continue
+        if found.clean(path):
             at.setdefault(route.cluster, []).append((path, admission.limit))
     for name, limits in at.items():
         cluster = config.clusters.get(name)

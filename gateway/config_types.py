@@ -16,7 +16,7 @@ SHORT_FORM: dict[type, str] = {Listener: "address", Endpoint: "url", Expect: "st
 """Structs that may be written as the value of their one important field."""
 
 # Planned names: a file written for a later version deserves a better answer than "unknown".
-LATER = frozenset(("batch", "discovery"))
+LATER = frozenset(("discovery",))
 
 
 class Shape(msgspec.Struct, frozen=True):

@@ -134,18 +134,19 @@ class Wiring:
     def _bind(self, route: Route, name: str) -> BoundRoute:
         filters = route.filters
         before = self._previous.filters.get(name) if self._previous is not None else None
-        if before is None or before.cluster != route.cluster:
-            before = RouteFilters(route.cluster)  # nothing to go on from
-        parts = self.filters[name] = RouteFilters(route.cluster)
+        cluster = route.cluster or ""
+        if before is None or before.cluster != cluster:
+            before = RouteFilters(cluster)  # nothing to go on from
+        parts = self.filters[name] = RouteFilters(cluster)
         policy = _policy(filters.retry or retry.Config(attempts=1), before)
         clocks = filters.deadline or deadline.Config()
         bound = BoundRoute(
-            name, route.cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
+            name, cluster, (clocks.first_byte, clocks.stall), policy.replayable, route
         )
         bound.debug = self.config.telemetry.debug_headers
         if route.batching is not None:
             parts.batches = self._batches(route.batching, before)
-        if not route.cluster:  # the model lives in this process
+        if not cluster:  # the model lives in this process
             order = self._exchange_chain(filters, parts, before)
             bound.service = chain(order, _only_batches)
             return bound

@@ -65,6 +65,7 @@ class Coalescer:
             self.quarantine,
             self.counts,
             self._plan.overfilled,
+            self._plan.overspent,
         )
         self._flights: set[Flight] = set()
         self._timer: Handle | None = None

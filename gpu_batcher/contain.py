@@ -130,8 +130,9 @@ class Bisection(Generic[T]):
     A server that fails whatever it gets is told from culprits by how likely they would be (Wald's
     sequential test, 1945, with a server that fails always as the other hypothesis). As large parts
     may well have several culprits, their failures say little; so once both halves have failed,
-    single members are run, and it ends after five or six parts. Something that passes settles the
-    question in the server's favour.
+    single members are run, whatever says most comes first, and it ends after five parts (a batch of
+    up to five or so has them all run alone before). Something that passes settles the question in
+    the server's favour.
 
     A culprit may not be found because it left; then its neighbours are run in smaller parts than
     necessary.
@@ -177,7 +178,7 @@ class Bisection(Generic[T]):
         """A part that can be run now. None while others have to be awaited, at the end, and when
         the budget is spent, which is the end for whoever is not being run."""
         while self._ready:
-            part = self._ready.popleft()
+            part = self._foremost()
             places = [place for place in range(part.start, part.stop) if place not in self._left]
             part.members = tuple(self._members[place] for place in places)
             if not places:
@@ -249,14 +250,26 @@ class Bisection(Generic[T]):
         else:
             self._divide(part.stop, part.rest)
 
+    def _foremost(self) -> Part[T]:
+        """In order; but while the server is in doubt, the part whose failure would say most."""
+        if self._doubtful:
+            part = min(self._ready, key=lambda each: each.chance)
+            self._ready.remove(part)
+            return part
+        return self._ready.popleft()
+
+    @property
+    def _doubtful(self) -> bool:
+        """Nothing has passed, not even one of both halves."""
+        return not self._passed and self._streak >= 2
+
     def _divide(self, start: int, stop: int) -> None:
-        """What is from ``start`` to ``stop`` is bad, and more than one. Once both halves of all
-        have failed, a single member comes first, and before all else: its failure says most."""
-        if self._passed or self._streak < 2:
-            self._add(start, (start + stop) // 2, rest=stop, chance=0.5)
-        else:
+        """What is from ``start`` to ``stop`` is bad, and more than one. While the server is in
+        doubt, a single member comes first: that it fails says most."""
+        if self._doubtful:
             self._add(start, start + 1, rest=stop, chance=1 / (stop - start))
-            self._ready.rotate()
+        else:
+            self._add(start, (start + stop) // 2, rest=stop, chance=0.5)
 
     def _add(self, start: int, stop: int, rest: int = 0, chance: float = 1.0) -> None:
         self._ready.append(Part((), start, stop, rest, chance))

@@ -160,8 +160,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What the flights of a route share. ``overfilled``: tells the plan that a batch was too much
-    as a whole."""
+    """What the flights of a route share. ``overfilled`` and ``overspent`` tell the plan that a
+    batch was too much as a whole, and that the budget did not reach to divide it."""
 
     runner: Runner
     clock: Clock
@@ -169,6 +169,7 @@ class Means:
     quarantine: Quarantine
     counts: Counts
     overfilled: Callable[[Batch[Member]], object]
+    overspent: Callable[[Batch[Member]], object]
 
 
 @dataclass(slots=True, eq=False)
@@ -275,6 +276,8 @@ class Flight:
         means = self.means
         begun = means.containment.begin(self.members, means.clock.now())
         if isinstance(begun, Verdict):
+            if begun is Verdict.BUDGET:
+                means.overspent(self.batch)
             self._refuse(self.members, RefusedError(_why(begun), status=self.status))
             return
         self.bisection = bisection = begun
@@ -293,6 +296,8 @@ class Flight:
         means.containment.ended(bisection, means.clock.now())
         if bisection.blameless:
             means.overfilled(self.batch)
+        elif bisection.stopped is Verdict.BUDGET:
+            means.overspent(self.batch)
 
     async def _part(self, bisection: Bisection[Member], part: Part[Member]) -> None:
         members = part.members

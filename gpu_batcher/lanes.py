@@ -135,17 +135,18 @@ class Line:
 class Lane(Generic[T]):
     """The calls of one key and bucket. ``due``: when it should leave, infinite while it is empty;
     ``timer`` and ``entered``: where the plan has it on its lists; ``running``: batches of it in
-    flight; ``longest``: at least the longest length that waits."""
+    flight, with ``out`` calls in them; ``longest``: at least the longest length that waits."""
 
     __slots__ = ("_alive", "_latest", "bucket", "count", "due", "entered", "line", "longest",
-                 "pace", "rows", "running", "shelves", "size", "timer")  # fmt: skip
+                 "out", "pace", "rows", "running", "shelves", "size", "timer")  # fmt: skip
 
     def __init__(self, line: Line, bucket: int, pace: Pace, alive: dict[int, Waiting[T]]) -> None:
         self.line = line
         self.bucket = bucket
         self.pace = pace
         self.shelves: dict[int, Shelf[T]] = {}
-        self.count = self.rows = self.size = self.longest = self.running = self.entered = 0
+        self.count = self.rows = self.size = self.longest = self.running = self.out = 0
+        self.entered = 0
         self.due = self.timer = inf
         self._alive = alive
         self._latest: list[tuple[float, int]] = []

@@ -2,12 +2,23 @@
 
 **Waiting.** While every slot in flight is taken, waiting costs nothing, and what gathers meanwhile
 is the natural batch. Only while a slot is free is there something to decide: those who wait could
-leave at once. One more arrival is worth waiting for while delaying the ``m`` who are here by the
-expected gap ``g`` until it comes costs less than it saves; one that misses its batch waits for a
-slot for about half the time that a batch takes, so the rule is ``m * g < latency / 2``. It stops by
-itself once enough have gathered, and it never starts where traffic is sparse: with a single
-client, a gap is longer than a batch. An arrival that does not come within ``PATIENCE`` gaps is
-waited for no longer, and nobody ever beyond the latest moment that it may leave.
+leave at once. Nobody waits beyond the latest moment that it may leave; before that,
+
+1. One more arrival is worth waiting for while delaying the ``m`` who are here by the expected gap
+   ``g`` until it comes costs less than it saves; one that misses its batch waits for a slot for
+   about half the time that a batch takes, so the rule is ``m * g < latency / 2``. It stops by
+   itself once enough have gathered, and it never starts where traffic is sparse.
+2. Nobody more is expected than were there at once (waiting or in flight) since the batch before the
+   last one. So a single client never waits, however its answers' times vary, and a crowd of clients
+   that ask again after each answer leaves when its last one is here.
+3. A sliver, with fewer calls than half an even share of the slots, waits for what is in flight:
+   otherwise small batches and large ones alternate for ever, because whoever was answered in a
+   small one comes again alone. A server that works at one batch at a time loses nothing by this;
+   one that works at several, at most ``max_delay`` of one slot.
+4. Otherwise the wait is for ``PATIENCE`` gaps, from the last arrival or from the end of the last
+   batch, whose callers may come again.
+
+While all who are around are in flight, nobody can come: such silence is no gap.
 
 **Size.** AIMD on the time of a batch (Crankshaw et al., "Clipper", NSDI 2017): one row more after
 a good batch that was full, a tenth less after a late one. In between lies a band in which nothing
@@ -32,10 +43,13 @@ PATIENCE = 2.0
 """Gaps: of arrivals at random (Poisson), seven in eight come within two mean gaps."""
 LEAST = 2e-4
 """Seconds: the shortest patience. An event loop hands over what came at the same time one by one,
-and their gaps are its own time for each."""
+and their gaps are its own time for each; and a client needs that long to ask again."""
 SPARSE = 4.0
 """Silence of so many times the longer of ``max_delay`` and a batch is no part of the traffic before
-it. Shorter ones are: clients that wait for the answers of one batch are silent for as long."""
+it; with nothing in flight, of once that time. Shorter ones are: clients that wait for the answers
+of one batch are silent for as long."""
+SLIVER = 0.5
+"""Of an even share of the slots: a batch with fewer calls than that waits for what is in flight."""
 GOOD = 0.8
 """Of the target: a batch that took no longer may have been larger. Up to the target itself nothing
 changes."""
@@ -73,37 +87,62 @@ class Pace:
     moving averages in seconds; no latency yet: 0), and the ``limit`` of rows (at least 1). Every
     call is O(1)."""
 
-    __slots__ = ("_bounds", "_failed", "_shrunk", "gap", "last", "latency", "limit")
+    __slots__ = ("_around", "_before", "_bounds", "_failed", "_freed", "_resumed", "_shrunk", "gap",
+                 "last", "latency", "limit")  # fmt: skip
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._shrunk = -inf
         self._failed: float = inf  # rows of a batch that failed without a culprit
+        self._around = self._before = 0  # most calls at once, since the last batch and before it
+        self._freed = self._resumed = -inf
         self.gap = inf
         self.last = -inf
         self.latency = 0.0
         self.limit = float(max(1, bounds.max_rows))
 
-    def arrived(self, now: float) -> None:
-        """A call came. Nothing is learned of gaps before a batch's time is known: how large one is
-        depends on it."""
-        since, self.last = now - self.last, now
+    def arrived(self, now: float, waiting: int, out: int) -> None:
+        """A call came; with it, ``waiting`` wait and ``out`` are in flight. Nothing is learned of
+        gaps before a batch's time is known: how large one is depends on it."""
+        self._around = max(self._around, waiting + out)
+        since, self.last = now - max(self.last, self._resumed), now
         if not self.latency:
             return
         sparse = max(self._bounds.max_delay, self.latency)
-        if since > SPARSE * sparse:
+        if since > SPARSE * sparse or (not out and since > sparse):
             self.gap = sparse
         else:
             gap = min(self.gap, sparse)
             self.gap = gap + WEIGHT * (min(since, sparse) - gap)
 
-    def due(self, now: float, waiting: int, latest: float) -> float:
-        """When ``waiting`` calls should leave, in the clock's seconds: ``now``, or until when the
-        next arrival is worth waiting for. Never after ``latest``, unless that has passed."""
+    def taken(self, around: int) -> None:
+        """A batch leaves; with it, ``around`` calls wait or are in flight."""
+        self._before, self._around = self._around, around
+
+    def freed(self, now: float, waiting: int, out: int) -> None:
+        """A batch is over, whatever became of it; with it, ``out`` were in flight. Its callers may
+        come again; and if nobody else was around, the silence before says nothing of gaps."""
+        self._freed = now
+        if waiting + out >= self._crowd():
+            self._resumed = now
+
+    def _crowd(self) -> int:
+        """How many calls there were at once of late."""
+        return max(self._around, self._before)
+
+    def due(self, now: float, waiting: int, out: int, latest: float) -> float:
+        """When ``waiting`` calls should leave while ``out`` are in flight, in the clock's seconds:
+        ``now``, or until when the next arrival is worth waiting for. Never after ``latest``, unless
+        that has passed."""
         gap = self.gap
         if waiting * gap >= WORTH * self.latency or now + gap >= latest:
             return now
-        return max(now, min(latest, self.last + max(PATIENCE * gap, LEAST)))
+        if waiting * (self._bounds.max_in_flight - 1) < SLIVER * out:
+            return latest
+        if waiting + out >= self._crowd():
+            return now
+        since = max(self.last, self._freed)
+        return max(now, min(latest, since + max(PATIENCE * gap, LEAST)))
 
     def latest(self, arrived: float, deadline: float) -> float:
         """Until when a call may wait for company: its delay, and what its deadline leaves."""
@@ -140,3 +179,8 @@ class Pace:
             self._failed = inf
         else:
             self._failed = rows
+
+    def overspent(self, rows: int) -> None:
+        """The budget did not reach to find out who of a batch was to blame, so innocent ones were
+        refused: the next ones are half as large, which costs inferences but refuses fewer."""
+        self.limit = max(1.0, min(self.limit, rows / 2))

@@ -109,7 +109,7 @@ class Plan(Generic[T]):
         self._serial += 1
         waiting.serial = self._serial
         waiting.lane = lane = self._lane(waiting)
-        lane.pace.arrived(now)
+        lane.pace.arrived(now, lane.count + 1, lane.out)
         self._alive[waiting.serial] = waiting
         lane.put(waiting, lane.pace.latest(waiting.arrived, waiting.deadline))
         self._crowds[waiting.priority].put(waiting)
@@ -134,6 +134,14 @@ class Plan(Generic[T]):
         ``take`` came across before: no batch has had them since."""
         self._lapse(now)
         gone, self._lapsed = self._lapsed, []
+        return gone
+
+    def clear(self) -> list[Waiting[T]]:
+        """Remove and return all who wait."""
+        gone = [*self._lapsed, *self._alive.values()]
+        for waiting in list(self._alive.values()):
+            self._detach(waiting)
+        self._lapsed = []
         return gone
 
     def __len__(self) -> int:
@@ -179,6 +187,8 @@ class Plan(Generic[T]):
         self._running += 1
         lane.running += 1
         batch = self._fill(lane, lead, now)
+        lane.out += len(batch.members)
+        lane.pace.taken(lane.count + lane.out)
         if lane.count:
             lane.due = inf
             self._reckon(lane, now)
@@ -197,9 +207,14 @@ class Plan(Generic[T]):
         lane = batch.lane
         self._running -= 1
         lane.running -= 1
+        lane.pace.freed(now, lane.count, lane.out)
+        lane.out -= len(batch.members)
         if ok and batch.started is not None:
             joined = len(batch.members) > 1
             lane.pace.ended(batch.rows, joined, batch.full, batch.started, now)
+        if lane.count:  # while no slot was free it could not leave, and its callers may come again
+            lane.due = inf
+            self._reckon(lane, now)
         self._rest(lane)
         self._forget(now)
 
@@ -207,6 +222,11 @@ class Plan(Generic[T]):
         """It failed, and all of its members passed in parts (``Bisection.blameless``)."""
         if len(batch.members) > 1:
             batch.lane.pace.overfilled(batch.rows)
+
+    def overspent(self, batch: Batch[T]) -> None:
+        """It failed, and for want of budget was not divided to the end (``Verdict.BUDGET``)."""
+        if len(batch.members) > 1:
+            batch.lane.pace.overspent(batch.rows)
 
     def describe(self) -> dict[str, object]:
         """For the admin page. O(lanes)."""
@@ -237,7 +257,8 @@ class Plan(Generic[T]):
         return lane
 
     def _reckon(self, lane: Lane[T], now: float) -> None:
-        """When is it due? What is due stays so, whoever comes later."""
+        """When is it due? What is due stays so, whoever comes later, until a batch of its leaves or
+        ends."""
         bounds = self.bounds
         if lane.due > now:
             if (
@@ -248,7 +269,7 @@ class Plan(Generic[T]):
             ):
                 lane.due = now
             else:
-                lane.due = lane.pace.due(now, lane.count, lane.earliest())
+                lane.due = lane.pace.due(now, lane.count, lane.out, lane.earliest())
         self._agenda.note(lane, now)
 
     def _overdue(self, lane: Lane[T], best: int, now: float) -> tuple[Lane[T], int]:

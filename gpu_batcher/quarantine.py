@@ -121,8 +121,9 @@ class Quarantine:
                 entry.forget = now + FIRST
 
     def passed(self, marks: Iterable[bytes], now: float) -> None:
-        """A batch was answered, with these in it (none where no marks were made; call it all the
-        same). They are cleared; and as the server works, what failed alone before counts."""
+        """A batch or a part of one was answered, with these in it (none where no marks were made;
+        call it all the same). They are cleared; and as the server works, what failed alone before
+        counts."""
         pending, self._pending = self._pending, []
         for mark in marks:
             self._entries.pop(mark, None)

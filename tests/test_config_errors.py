@@ -39,7 +39,7 @@ ONE_ERROR = {
     "unknown without a guess": ("drain: {§zzz: 1}" + REST, r"known here: grace, timeout"),
     "key of another section": ("§sample: 1%" + REST, "unknown key 'sample' "),
     "misplaced key": ("drain: {§replay_total: 1%}" + REST, "did you mean limits.replay_total?"),
-    "later filter": ("filters: {§batch: {size: 8}}" + REST, "not available in this version"),
+    "later filter": ("filters: {§discovery: {size: 8}}" + REST, "not available in this version"),
     "later cluster key": (
         "clusters: {llm: {endpoints: http://a, §discovery: {}}}" + CLUSTER,
         "not available in this version",

@@ -76,7 +76,7 @@ routes:
   - {path: /v1, cluster: llm, request_headers: {set: {authorization: "file:nope"}}}
   - {path: /v2, cluster: llm, methods: [get]}
   - {path: /v3, cluster: llm}
-filters: {batch: {}, retry: {idempotent: alway}}
+filters: {discovery: {}, retry: {idempotent: alway}}
 """
 
 

@@ -89,7 +89,7 @@ def test_accepts_what_people_write(text: str) -> None:
         "limits: {headers: off}",
         "limits: off",
         "filters: {budget: {ratio: 5}}",
-        "filters: {batch: {}}",
+        "filters: {discovery: {}}",
         "filters: {rate_limit: {rate: 100}}",
         "filters: {rate_limit: {key: cookie}}",
         "filters: {retry: {idempotent: sometimes}}",
@@ -119,13 +119,22 @@ def fields(kind: Any, place: str = "") -> set[str]:
     return found
 
 
+NAMED = (
+    ".clusters",
+    ".routes.headers",
+    ".routes.request_headers.set",
+    ".routes.batching.inputs",
+    ".routes.batching.outputs",
+)
+
+
 def written(node: Any, place: str = "") -> set[str]:
     found: set[str] = set()
     if isinstance(node, list):
         return found.union(*(written(each, place) for each in node))
     if isinstance(node, dict):
         for key, value in node.items():
-            named = place in (".clusters", ".routes.headers", ".routes.request_headers.set")
+            named = place in NAMED
             name = f"{place}.*" if named else f"{place}.{key}"
             found |= {name} | written(value, name)
     return found

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush, heapreplace
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING
 
 from gpu_batcher.contain import Bisection, Containment, Part, Verdict
-from gpu_batcher.plan import Batch, Plan, Waiting
+from gpu_batcher.lanes import Waiting
+from gpu_batcher.plan import Batch, Plan
 
 if TYPE_CHECKING:
     from gpu_batcher.pacing import Bounds
@@ -101,7 +103,7 @@ class World:
         when = self.now
         while (when := when + rng.expovariate(rate)) < self.now + seconds:
             bad = rng.random() < poison
-            self.at(when, lambda bad=bad: self.ask(poison=bad))
+            self.at(when, partial(self.ask, poison=bad))
 
     def closed(
         self,
@@ -145,7 +147,7 @@ class World:
             self.batches.append(batch)
             for each in batch.members:
                 each.item.taken = self.now
-            self._infer(batch.members, lambda bad, batch=batch: self._ended(batch, bad))
+            self._infer(batch.members, partial(self._ended, batch))
         due = self.plan.next_due(self.now)
         assert due is None or due > self.now, "asked again at once, for nothing"
         if due is not None and due < self._wake:
@@ -178,6 +180,8 @@ class World:
         else:
             begun = self.containment.begin(batch.members, self.now)
             if isinstance(begun, Verdict):
+                if begun is Verdict.BUDGET:
+                    self.plan.overspent(batch)
                 self._free(batch, False, batch.members, begun.value)
             else:
                 self._bisect(batch, begun)
@@ -195,6 +199,8 @@ class World:
         self.containment.ended(bisection, self.now)
         if bisection.blameless:
             self.plan.overfilled(batch)
+        elif bisection.stopped is Verdict.BUDGET:
+            self.plan.overspent(batch)
         self._free(batch, False, (), "")
 
     def _parted(

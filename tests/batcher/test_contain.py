@@ -364,6 +364,26 @@ def test_a_server_that_is_ill_is_not_driven_further_by_bisection() -> None:
     assert {ask.outcome for ask in later} == {"ok"}
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("clients", [8, 64, 200])
+def test_a_server_that_fails_everything_for_five_seconds(clients: int, slots: int) -> None:
+    """While it restarts, say: nothing is stuck, and next to nothing is spent on bisections."""
+    world = World(Bounds(max_in_flight=slots), Server(ill=(1.0, 6.0)))
+
+    def client() -> None:
+        if world.now < 7.0:
+            world.ask(then=lambda: world.at(world.now + 0.002, client))
+
+    for _ in range(clients):
+        world.at(0.0, client)
+    world.run()
+    assert world.inferences - len(world.batches) <= BURST
+    assert len(world.plan) == world.plan.in_flight == 0
+    late = [ask for ask in world.asks if ask.arrived > 6.05]
+    assert len(late) > 1000
+    assert {ask.outcome for ask in late} == {"ok"}
+
+
 def test_a_server_that_cannot_take_large_batches_gets_smaller_ones() -> None:
     world = World(Bounds(max_in_flight=1), Server(most_rows=40))
     world.closed(128, 100, Random(1))

@@ -9,8 +9,9 @@ from math import inf
 import pytest
 
 from gpu_batcher import plan as module
+from gpu_batcher.lanes import Waiting
 from gpu_batcher.pacing import Bounds
-from gpu_batcher.plan import TURNS, Batch, Plan, Waiting
+from gpu_batcher.plan import TURNS, Batch, Plan
 
 
 def waiting(
@@ -54,20 +55,24 @@ def drain(plan: Plan[object], batch: Batch[object], now: float = 0.0) -> list[li
     return batches
 
 
-def dense(plan: Plan[object], latency: float = 0.01, gap: float = 0.0001) -> float:
-    """Teach the plan that a batch takes ``latency``, and arrivals follow each other by ``gap``."""
+def dense(plan: Plan[object], latency: float = 0.01, gap: float = 0.0001, crowd: int = 10) -> float:
+    """Teach the plan that a batch takes ``latency``, arrivals follow each other by ``gap``, and
+    ``crowd`` calls are there at once."""
     now = 0.0
-    for _ in range(40):
-        plan.add(waiting(arrived=now), now)
+
+    def answer() -> None:
         while (batch := plan.take(now)) is not None:
             plan.started(batch, now - latency)
             plan.ended(batch, now, ok=True)
-        now += gap
+
+    for _ in range(4):
+        for _ in range(crowd):
+            plan.add(waiting(arrived=now), now)
+            now += gap
+        answer()
     while (due := plan.next_due(now)) is not None:
         now = due
-        while (batch := plan.take(now)) is not None:
-            plan.started(batch, now - latency)
-            plan.ended(batch, now, ok=True)
+        answer()
     return now
 
 
@@ -126,14 +131,49 @@ def test_after_a_silence_the_first_one_does_not_wait() -> None:
 
 def test_nobody_waits_longer_than_max_delay_for_a_stream_that_goes_on() -> None:
     plan: Plan[object] = Plan(Bounds(max_rows=10_000, max_delay=0.005))
-    now = start = dense(plan, latency=10.0)
+    now = start = dense(plan, latency=10.0, crowd=100)
     while (batch := plan.take(now)) is None:
         assert now - start <= 0.005
         plan.add(waiting(arrived=now), now)
         due = plan.next_due(now)
         assert due is not None
         now = min(due, now + 0.0001)
-    assert len(batch.members) > 10
+    assert len(batch.members) == pytest.approx(50, abs=2)
+
+
+def test_when_all_are_here_who_were_seen_at_once_of_late_nobody_waits() -> None:
+    plan: Plan[object] = Plan(Bounds())
+    now = dense(plan, crowd=10)
+    for _ in range(10):
+        assert plan.take(now) is None
+        plan.add(waiting(arrived=now), now)
+    batch = plan.take(now)
+    assert batch is not None
+    assert batch.rows == 10
+
+
+def test_a_few_wait_for_many_that_are_in_flight_and_for_their_callers() -> None:
+    plan: Plan[object] = Plan(Bounds(max_in_flight=2))
+    now = dense(plan, crowd=10)
+    for _ in range(10):
+        plan.add(waiting(arrived=now), now)
+    many = plan.take(now)
+    assert many is not None
+    plan.started(many, now)
+    for n in range(5):
+        now += 0.0001
+        assert plan.take(now) is None, n
+        plan.add(waiting(arrived=now), now)
+    few = plan.take(now)
+    assert few is not None, "half of what is in flight"
+    now += 0.0001
+    plan.add(waiting(arrived=now), now)
+    assert plan.take(now) is None
+    plan.ended(many, now + 0.001, ok=True)
+    assert plan.take(now + 0.001) is None
+    plan.ended(few, now + 0.002, ok=True)
+    assert plan.take(now + 0.002) is None, "its callers may come again"
+    assert plan.next_due(now + 0.002) == pytest.approx(now + 0.0022, abs=1e-4)
 
 
 def test_a_deadline_ends_the_wait_in_time() -> None:
@@ -196,7 +236,11 @@ def test_lengths_of_different_buckets_share_no_batch() -> None:
     lengths = [1, 16, 17, 64, 65, 1000]
     plan, batch = busy(one_slot(buckets=(16, 64)), *(waiting(n, length=n) for n in lengths))
     found = drain(plan, batch)
-    assert sorted(sorted(map(int, each)) for each in found) == [[1, 16], [17, 64], [65, 1000]]
+    assert sorted(sorted(map(str, each), key=int) for each in found) == [
+        ["1", "16"],
+        ["17", "64"],
+        ["65", "1000"],
+    ]
 
 
 # -- who --------------------------------------------------------------------------------------

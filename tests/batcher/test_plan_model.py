@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gpu_batcher import plan as module
+from gpu_batcher.lanes import Waiting
 from gpu_batcher.pacing import UNBOUNDED, Bounds
-from gpu_batcher.plan import Batch, Plan, Waiting
+from gpu_batcher.plan import Batch, Plan
 
 EPSILON = 1e-9
 DELAY = 0.004
@@ -41,6 +42,7 @@ class Against(RuleBasedStateMachine):
         self.bounds = bounds
         self.plan: Plan[int] = Plan(bounds)
         self.live: dict[int, Waiting[int]] = {}
+        self.added: dict[int, float] = {}  # its body may have come in before, bit by bit
         self.running: list[Batch[int]] = []
         self.fate: Counter[int] = Counter()
         self.now = 0.0
@@ -77,6 +79,7 @@ class Against(RuleBasedStateMachine):
         before = dict(self.live)
         gone = self.plan.add(new, self.now)
         self.live[self.names] = new
+        self.added[self.names] = self.now
         if gone is not None:
             self.had_to_go(gone, new, before)
         self.expire()  # what it came across
@@ -170,7 +173,8 @@ class Against(RuleBasedStateMachine):
             assert len({(each.length > 10) + (each.length > 20) for each in members}) == 1
         for each in members:
             assert each.deadline > self.now
-            latest = max(each.arrived + bounds.max_delay, self.free_since)
+            soonest = max(self.added[each.item], self.free_since)
+            latest = max(each.arrived + bounds.max_delay, soonest)
             assert self.now <= latest + EPSILON
             self.leaves(each)
 
