@@ -8,30 +8,34 @@ in the plan instead; ``Deaths`` is the innermost attempt filter, so it sees ever
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gateway.batch_control import ControlCalls
 from gateway.batch_send import BatchSend, Deaths
 from gateway.batching import Batching
 from gpu_batcher.buffers import Pool
+from gpu_batcher.choice import ChosenRunner, Parts, choose
 from gpu_batcher.coalescer import Coalescer
 from gpu_batcher.codecs.registry import is_tensor_codec, make
 from gpu_batcher.contain import Containment
-from gpu_batcher.host import HostDevice
+from gpu_batcher.device import open_device
 from gpu_batcher.pacing import UNBOUNDED, Bounds
 from gpu_batcher.packing import Extra, Packing, Rule
+from gpu_batcher.python_runner import PythonRunner
 from gpu_batcher.quarantine import Quarantine
-from gpu_batcher.runners import HttpRunner
 
 if TYPE_CHECKING:
     from filters.api import Attempt, Clock, Outcome, Service
     from gateway.config_batching import Batching as Config
     from gateway.config_batching import Input
+    from gateway.endpoint import Endpoint
     from gateway.router import BoundRoute
-    from gpu_batcher.api import Codec, Runner, Send
+    from gpu_batcher.api import Codec, Send
 
 _KEY = os.urandom(32)
+MODES = {"owner": 0o600, "group": 0o660, "everyone": 0o666}
 
 
 class BatchLine:
@@ -41,6 +45,7 @@ class BatchLine:
         self.config = config
         self.deaths = Deaths(clock, self._killed)
         self.send = BatchSend(clock, config.answer, lambda: b"%032x" % rng.getrandbits(128))
+        self.control = ControlCalls()
         codec = make(config.format, variable(config), config.binary)
         rules = packing(config)
         quarantine = Quarantine(refuse=config.quarantine == "refuse")
@@ -50,7 +55,7 @@ class BatchLine:
             codec,
             rules,
             Coalescer(
-                runner(config, codec, rules, self.send),
+                runner(config, codec, rules, self.send, self.control),
                 bounds(config),
                 clock,
                 containment=Containment(config.bisection.share, float(config.bisection.burst)),
@@ -65,21 +70,44 @@ class BatchLine:
         route: BoundRoute,
         attempts: Service[Attempt, Outcome],
         once: Service[Attempt, Outcome],
+        endpoints: Callable[[], Mapping[str, Endpoint]],
+        headers: Mapping[str, str],
     ) -> None:
         """Go on with the chains of another configuration, from the next request on."""
         self.batching.rewrite = route.rewrite
+        self.control.use(endpoints, headers)
         self.send.use(route, attempts, once)
 
     def _killed(self, marks: Sequence[bytes], now: float) -> None:
         self._quarantine.killed(marks, now)
 
 
-def runner(config: Config, codec: Codec, rules: Packing, send: Send) -> Runner:
-    device = HostDevice()
-    pool = None
-    if is_tensor_codec(codec):
-        pool = Pool(device.allocate(config.buffer) for _ in range(config.max_in_flight))
-    return HttpRunner(codec, rules, pool, device, send, config.outputs)
+def runner(
+    config: Config, codec: Codec, rules: Packing, send: Send, control: ControlCalls
+) -> PythonRunner | ChosenRunner:
+    """Allocates the buffers. Raises DeviceError for ``device: cuda`` without a GPU."""
+    if config.runner == "python":
+        device = open_device(config.device, config.gpu, config.copiers)
+        pool: Pool[Any] | None = None
+        if is_tensor_codec(codec):
+            pool = Pool([device.allocate(config.buffer) for _ in range(config.max_in_flight)])
+        function = config.function or ""
+        return PythonRunner(codec, rules, pool, device, function, config.threads, config.outputs)
+    parts = Parts(
+        codec,
+        rules,
+        send,
+        control,
+        slots=config.max_in_flight,
+        inputs=config.buffer,
+        outputs=config.buffer,
+        follows=config.outputs,
+        device=config.device,
+        gpu=config.gpu,
+        copiers=config.copiers,
+        mode=MODES[config.share_with],
+    )
+    return choose(config.runner, parts)
 
 
 def bounds(config: Config) -> Bounds:

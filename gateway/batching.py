@@ -166,6 +166,14 @@ class Batching:
         assert self._closing is not None
         await self._closing
 
+    def buffers(self) -> dict[str, int]:
+        """How many buffers are in which state; none where the format has no tensors."""
+        pool = getattr(self.coalescer.runner, "pool", None)
+        if pool is None:
+            return {}
+        used, lost = pool.in_use, pool.lost
+        return {"in_use": used, "lost": lost, "free": pool.total - used - lost}
+
     def describe(self, now: float) -> dict[str, object]:
         return {
             "format": self.config.format,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from filters.api import Priority, Reason
 from filters.retry import Stop
+from gateway.collect_batches import collect_batches
 from gateway.exposition import Families, Family
 from gateway.metrics import OTHER, SERIES
 
@@ -38,6 +39,7 @@ def collect(server: Server) -> list[Family]:
     _ejections(families, server)
     _edges(families, server)
     _process(families, server)
+    _batches(families, server)
     return families.all
 
 
@@ -45,6 +47,15 @@ def _routes(server: Server) -> Iterator[tuple[str, RouteFilters]]:
     """The filters of each route, with the label that it gets."""
     for number, (name, filters) in enumerate(server.wiring.filters.items()):
         yield name if number < SERIES else OTHER, filters
+
+
+def _batches(families: Families, server: Server) -> None:
+    batching = [
+        (route, filters.batches.batching)
+        for route, filters in _routes(server)
+        if filters.batches is not None
+    ]
+    collect_batches(families, batching)
 
 
 def _exchanges(families: Families, server: Server) -> None:

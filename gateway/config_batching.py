@@ -50,7 +50,8 @@ class Batching(Struct, frozen=True):
     shrink. ``max_in_flight`` 2: one is packed while another is in inference. ``queue``: who may
     wait; beyond it the worst is refused. ``headers``: requests are joined only where these are
     equal, and then they are sent; the credentials are always among them. ``buffer``: of each of
-    ``max_in_flight`` buffers, for inputs with their padding and outputs in shared memory.
+    ``max_in_flight`` buffers for inputs with their padding, and again for outputs in shared memory.
+    ``share_with``: who may map that memory; the model server may be another user.
     """
 
     format: Literal["kserve_v2", "kserve_v1", "openai_embeddings"]
@@ -80,3 +81,4 @@ class Batching(Struct, frozen=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     bisection: Bisection = Bisection()
     quarantine: Literal["alone", "refuse"] = "alone"
+    share_with: Literal["owner", "group", "everyone"] = "owner"

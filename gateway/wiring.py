@@ -155,7 +155,11 @@ class Wiring:
         attempts = self._attempt_chain(filters, policy, parts, before, once)
         order = self._exchange_chain(filters, parts, before)
         if parts.batches is not None:
-            use = partial(parts.batches.use, bound, attempts, once)
+            upstream = self.clusters[cluster]
+            headers = {n: secret.value for n, secret in route.request_headers.set.items()}
+            use = partial(
+                parts.batches.use, bound, attempts, once, lambda: upstream.endpoints, headers
+            )
             if parts.batches in self._made:
                 use()
             else:

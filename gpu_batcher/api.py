@@ -216,7 +216,8 @@ class Send(Protocol):
 class Runner(Protocol):
     """Where batches go."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def run(self, job: Job) -> list[Reply]:
         """A reply for each call, in order. Raises FailedError, NoAnswerError, BadAnswerError and

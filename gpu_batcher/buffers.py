@@ -2,8 +2,9 @@
 
 No batch allocates: who finds no free buffer waits, in order of arrival, and the plan forms larger
 batches meanwhile. A ``Lease`` is returned exactly once. One that is lost (garbage, and never
-returned) is reported, and its buffer is not lent again: whoever lost it may still be reading, and
-a buffer with two users would mix up callers' rows.
+returned) is reported, and its buffer is neither lent again nor freed: whoever lost it, or a model
+server that has it open, may still be reading, and a buffer with two users would mix up callers'
+rows.
 
 Everything here belongs to one event loop.
 """
@@ -71,7 +72,7 @@ class Lease(Generic[B]):
 
     def __del__(self) -> None:
         if self._buffer is not None:
-            self._pool._lose()  # noqa: SLF001
+            self._pool._lose(self._buffer)  # noqa: SLF001
 
 
 class Pool(Generic[B]):
@@ -82,21 +83,27 @@ class Pool(Generic[B]):
     possibly from another thread and in the middle of anything, so it does next to nothing.
     """
 
-    def __init__(
-        self, buffers: Iterable[B], on_lost: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, buffers: Iterable[B], on_lost: Callable[[], object] = lambda: None) -> None:
         self._free: deque[B] = deque(buffers)
         if not self._free:
             raise ValueError("a pool needs at least one buffer")
         self._waiters: deque[asyncio.Future[Lease[B]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_lost = on_lost
+        self._lost: list[B] = []
         self._closed = False
         self.total = len(self._free)
         self.bytes = sum(buffer.size + buffer.staging for buffer in self._free)
-        self.in_use = 0
+        self._lent = 0
         self.high_water = 0
-        self.lost = 0
+
+    @property
+    def in_use(self) -> int:
+        return self._lent - self.lost
+
+    @property
+    def lost(self) -> int:
+        return len(self._lost)
 
     @property
     def waiting(self) -> int:
@@ -133,19 +140,19 @@ class Pool(Generic[B]):
         """Lend no more: waiters get PoolClosedError, free buffers are closed now and the others
         when they come back. A second time does nothing."""
         self._closed = True
-        while self._free:
-            self._free.popleft().close()
         self._refuse("the pool is closed")
+        while self._free:
+            _close(self._free.popleft())
 
     def _lend(self, buffer: B) -> Lease[B]:
-        self.in_use += 1
+        self._lent += 1
         self.high_water = max(self.high_water, self.in_use)
         return Lease(self, buffer)
 
     def _take_back(self, buffer: B) -> None:
-        self.in_use -= 1
+        self._lent -= 1
         if self._closed:
-            buffer.close()
+            _close(buffer)
             return
         while self._waiters:
             future = self._waiters.popleft()
@@ -160,11 +167,19 @@ class Pool(Generic[B]):
             if not future.done():
                 future.set_exception(PoolClosedError(why))
 
-    def _lose(self) -> None:
-        """From ``Lease.__del__``: whatever thread the garbage collector ran in."""
-        self.in_use -= 1
-        self.lost += 1
+    def _lose(self, buffer: B) -> None:
+        """From ``Lease.__del__``: whatever thread the garbage collector ran in, and between any
+        two steps of another method."""
+        self._lost.append(buffer)
         log.error("a batch buffer was never returned; %d of %d are lost", self.lost, self.total)
         self._on_lost()
         if self.lost == self.total and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._refuse, "every buffer is lost")
+
+
+def _close(buffer: Buffer) -> None:
+    """A GPU that has failed says so at every call; the other buffers are closed all the same."""
+    try:
+        buffer.close()
+    except RuntimeError:
+        log.exception("a batch buffer could not be closed")

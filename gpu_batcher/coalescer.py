@@ -172,6 +172,16 @@ class Coalescer:
     # -- life ----------------------------------------------------------------------------------
 
     @property
+    def waiting(self) -> int:
+        """Calls in the plan."""
+        return len(self._plan)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches under way."""
+        return len(self._flights)
+
+    @property
     def idle(self) -> bool:
         """Nobody waits, and nothing is under way."""
         return not self._flights and not len(self._plan)

@@ -1,5 +1,6 @@
-"""device: where batches are packed. In plain memory (``HostDevice``) or through pinned memory on a
-GPU (``CupyDevice``); the methods are the same, and nobody else in the package knows CuPy.
+"""device: where batches are packed. In plain memory (``HostDevice``, of ``host``) or through pinned
+memory on a GPU (``CupyDevice``); the methods are the same, and nobody else but ``kernels`` knows
+CuPy.
 
 CuPy is imported when a ``CupyDevice`` is made and never before, because importing and using it
 makes a CUDA context that takes hundreds of MiB of the model server's GPU.
@@ -8,64 +9,57 @@ On a GPU a buffer is three: pinned host memory, in which the calls' bytes are la
 outputs are read), device memory of the same size to which they are copied as they are, and the
 packed device memory that the model reads. An input without padding goes from the first to the
 third at once. Each buffer has its own stream, so that with two of them the copies of the next
-batch run while the last one is padded or in inference; nothing waits but ``Packed.wait``.
+batch run while the last one is padded or in inference.
+
+Whatever is put on a buffer's stream is followed by its event, also where it fails half-way, and
+``pack`` begins by waiting for that event. So a lease may be returned after any failure: nothing
+that a failed batch left under way reaches the next one's memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gpu_batcher import hostcopy
-from gpu_batcher.api import SIZES, Placed, Tensor
-from gpu_batcher.buffers import Buffer, Lease
-from gpu_batcher.grid import BOX, STAGE, Data, DoesNotFitError, Entry, Grid, Layout, Region, aligned
+from gpu_batcher.api import SIZES, Data, Placed, Tensor
+from gpu_batcher.grid import BOX, STAGE, DoesNotFitError, Entry, Grid, Layout, Region, aligned
+from gpu_batcher.host import DeviceError, HostBuffer, HostDevice, Packed, part_of
 from gpu_batcher.staging import Stager
+
+if TYPE_CHECKING:
+    from gpu_batcher.buffers import Buffer, Lease
+
+__all__ = (
+    "CudaBuffer", "CupyDevice", "Device", "DeviceError", "HostBuffer", "HostDevice", "Packed",
+    "load_cupy", "open_device",
+)  # fmt: skip
+
+log = logging.getLogger("tailrace")
 
 SLACK = 1 << 20
 """Bytes of staging beyond the buffer's size, for tables of calls and for alignment."""
 BLOCK = 1 << 21
 """Bytes; a CUDA allocation of whole blocks shares none with another one, and an IPC handle opens
 whole blocks."""
-
-
 PORTABLE = 1
 """CUDA's cudaHostAllocPortable: pinned for every context of the process."""
 
 
-class DeviceError(RuntimeError):
-    """The device is not there, or cannot do what was asked."""
-
-
-@dataclass(slots=True, eq=False)
-class Packed:
-    """A batch in a leased buffer. ``inputs`` in the layout's order; on a GPU their ``data`` is
-    empty but for BYTES, as the others cannot be read on the host."""
-
-    layout: Layout
-    inputs: list[Placed]
-    event: Any = None
-
-    @property
-    def done(self) -> bool:
-        """May the model read it?"""
-        return self.event is None or bool(self.event.done)
-
-    def wait(self) -> None:
-        """Block the thread (not the interpreter) until it may. Not for an event loop."""
-        if self.event is not None:
-            self.event.synchronize()
-
-
 class Device(Protocol):
     """A lease passed in was granted by a pool of buffers that this device allocated, and is
-    returned only when the model has read its inputs and the outputs have been read. A GPU that
-    fails shows as CuPy's RuntimeError from any of them."""
+    returned only when the model has read its inputs and the outputs have been read, or when the
+    method has raised. A GPU that fails shows as CuPy's RuntimeError from any of them.
+
+    With ``HostDevice`` a call takes the time of copying the bytes, and may be made on an event
+    loop. With ``CupyDevice`` it may wait for the GPU, so it belongs on a worker thread; which one
+    is all the same, and several may work at different leases at the same time.
+    """
 
     name: str
 
@@ -83,11 +77,13 @@ class Device(Protocol):
         ...
 
     def fetch(self, lease: Lease[Any], regions: Sequence[Region]) -> list[memoryview]:
-        """The bytes of outputs, read-only; valid until the lease is returned or packed again."""
+        """The bytes of outputs, read-only. On the host they are views of the buffer, valid until
+        the lease is returned or packed again."""
         ...
 
     def unpack(self, lease: Lease[Any], region: Region, grid: Grid) -> list[Data]:
-        """Of a padded output each call's own elements. Valid as long as ``fetch``'s."""
+        """Of a padded output each call's own elements. Valid as long as ``fetch``'s. Raises
+        ValueError if the region is not of the grid's size."""
         ...
 
     def ipc_handle(self, buffer: Any) -> bytes:
@@ -102,96 +98,18 @@ class Device(Protocol):
 
 
 def open_device(kind: Literal["host", "cuda", "auto"], index: int = 0, copiers: int = 1) -> Device:
-    """``auto``: the GPU if there is one and CuPy works with it, else the host. Raises DeviceError
-    for ``cuda`` without either. ``host`` never touches CUDA."""
+    """``auto``: the GPU if there is one and CuPy works with it, else the host, which is logged with
+    the reason. Raises DeviceError for ``cuda`` without either. ``host`` never touches CUDA. Takes
+    up to seconds: not for an event loop."""
     if kind == "host":
         return HostDevice()
     try:
         return CupyDevice(index, copiers)
-    except DeviceError:
-        if kind == "auto":
-            return HostDevice()
-        raise
-
-
-# -- plain memory ------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False)
-class HostBuffer:
-    """``memory`` is the whole of it, writable, as unsigned bytes."""
-
-    memory: memoryview
-    size: int
-    staging: int = 0
-    owner: mmap.mmap | None = None
-
-    def close(self) -> None:
-        """Give the memory back as soon as nobody has a view of it."""
-        with contextlib.suppress(BufferError):
-            self.memory.release()
-            if self.owner is not None:
-                self.owner.close()
-
-
-class HostDevice:
-    """Packs straight into the leased buffer. Needs neither a GPU nor, ``arrays`` aside, NumPy."""
-
-    name = "host"
-
-    def allocate(self, size: int) -> HostBuffer:
-        """Page-aligned, private and resident at once, so that no batch pays for the first touch."""
-        size = aligned(size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
-        memory = mmap.mmap(-1, size, flags=flags)
-        return HostBuffer(memoryview(memory), size, owner=memory)
-
-    def wrap(self, memory: memoryview) -> HostBuffer:
-        """A buffer over memory of somebody else's, such as a shared-memory region, who also frees
-        it."""
-        return HostBuffer(memory.cast("B"), memory.nbytes)
-
-    def pack(self, layout: Layout, lease: Lease[HostBuffer]) -> Packed:
-        buffer = lease.buffer
-        if layout.size > buffer.size:
-            raise DoesNotFitError(f"{layout.size} bytes, and the buffer has {buffer.size}")
-        memory = buffer.memory
-        inputs = []
-        for entry in layout.entries:
-            hostcopy.write(memory, entry)
-            data = memory[entry.offset : entry.offset + entry.size]
-            tensor = Tensor(entry.name, entry.datatype, entry.shape, data)
-            inputs.append(Placed(tensor, offset=entry.offset))
-        return Packed(layout, inputs)
-
-    def arrays(self, packed: Packed, lease: Lease[HostBuffer]) -> dict[str, Any]:
-        assert lease.buffer is not None
-        return {each.tensor.name: hostcopy.view(each.tensor) for each in packed.inputs}
-
-    def fetch(self, lease: Lease[HostBuffer], regions: Sequence[Region]) -> list[memoryview]:
-        memory = lease.buffer.memory.toreadonly()
-        return [_part(memory, each) for each in regions]
-
-    def unpack(self, lease: Lease[HostBuffer], region: Region, grid: Grid) -> list[Data]:
-        return hostcopy.read(_part(lease.buffer.memory.toreadonly(), region), grid)
-
-    def ipc_handle(self, buffer: Any) -> bytes:
-        raise DeviceError("memory of the host has no CUDA handle")
-
-    def synchronize(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _part(memory: memoryview, region: Region) -> memoryview:
-    if region.offset + region.size > len(memory):
-        raise DoesNotFitError(f"output {region.name!r} ends beyond the buffer")
-    return memory[region.offset : region.offset + region.size]
-
-
-# -- GPU ---------------------------------------------------------------------------------------
+    except DeviceError as error:
+        if kind == "cuda":
+            raise
+        log.info("batches are packed on the host: %s", error)
+        return HostDevice()
 
 
 def load_cupy(index: int = 0) -> Any:
@@ -221,10 +139,13 @@ class CudaBuffer:
     event: Any
 
     def close(self) -> None:
-        """Wait for what is under way, and free all of it."""
-        self.stream.synchronize()
-        self.host.release()
-        self.raw = self.packed = self.stream = self.event = None
+        """Wait for what is under way, and free all of it as soon as nobody has a view of it."""
+        try:
+            self.stream.synchronize()
+        finally:
+            with contextlib.suppress(BufferError):
+                self.host.release()
+            self.raw = self.packed = self.stream = self.event = None
 
 
 class CupyDevice:
@@ -241,10 +162,11 @@ class CupyDevice:
         kernels = import_module("gpu_batcher.kernels")
         self._table = kernels.table
         self._most = kernels.MOST_BYTES
+        failures = (ImportError, OSError, RuntimeError, cupy.cuda.compiler.CompileException)
         try:
             with self._device:
                 self._kernels = kernels.Kernels(cupy)
-        except (ImportError, OSError, RuntimeError) as error:
+        except failures as error:
             raise DeviceError(f"the kernels do not compile here: {error}") from error
         self._stager = Stager(copiers)
 
@@ -275,7 +197,7 @@ class CupyDevice:
             cuda.Stream(non_blocking=True),
             cuda.Event(block=True, disable_timing=True),
         )
-        # The server can read the gaps between inputs, and there is to be nothing in them.
+        # A model server can read all of it, and what other programs left there is not its own.
         self._runtime.memsetAsync(buffer.packed.ptr, 0, size, buffer.stream.ptr)
         buffer.event.record(buffer.stream)
         return buffer
@@ -286,17 +208,23 @@ class CupyDevice:
         buffer = lease.buffer
         if layout.size > buffer.size or layout.staged > buffer.staging:
             raise DoesNotFitError(f"{layout.size} bytes, and the buffer has {buffer.size}")
-        # A batch that was given up may have left copies from this very memory under way.
+        # A batch that failed or was given up may have left copies of this very memory under way.
         buffer.event.synchronize()
-        with self._device, buffer.stream:
-            try:
-                for entry in layout.entries:
-                    if entry.size:
-                        self._write(buffer, entry)
-            finally:
-                buffer.event.record(buffer.stream)
+        with self._working(buffer):
+            for entry in layout.entries:
+                if entry.size:
+                    self._write(buffer, entry)
         inputs = [Placed(_tensor(buffer, each), offset=each.offset) for each in layout.entries]
         return Packed(layout, inputs, buffer.event)
+
+    @contextlib.contextmanager
+    def _working(self, buffer: CudaBuffer) -> Iterator[None]:
+        """Whatever is put on the buffer's stream meanwhile is done when its event is."""
+        with self._device, buffer.stream:
+            try:
+                yield
+            finally:
+                buffer.event.record(buffer.stream)
 
     def _write(self, buffer: CudaBuffer, entry: Entry) -> None:
         grid, at = entry.grid, entry.staged
@@ -315,11 +243,13 @@ class CupyDevice:
     ) -> None:
         """Stage pieces from byte ``at`` on and copy them to ``target`` as they come."""
         kind, sent = self._runtime.memcpyHostToDevice, 0
-        for reached in self._stager.stage(buffer.host[at:], pieces, align):
-            source = buffer.host_pointer + at + sent
-            size = reached - sent
-            self._runtime.memcpyAsync(target + sent, source, size, kind, buffer.stream.ptr)
-            sent = reached
+        # Closed at once if a copy fails: a thread that staged on would write into the next batch.
+        with contextlib.closing(self._stager.stage(buffer.host[at:], pieces, align)) as portions:
+            for reached in portions:
+                source = buffer.host_pointer + at + sent
+                size = reached - sent
+                self._runtime.memcpyAsync(target + sent, source, size, kind, buffer.stream.ptr)
+                sent = reached
 
     def arrays(self, packed: Packed, lease: Lease[CudaBuffer]) -> dict[str, Any]:
         """CuPy's arrays. Work that the calling thread puts on its current stream waits for the
@@ -339,38 +269,41 @@ class CupyDevice:
         return self._cupy.ndarray(entry.shape, hostcopy.DTYPES[entry.datatype], pointer)
 
     def fetch(self, lease: Lease[CudaBuffer], regions: Sequence[Region]) -> list[memoryview]:
-        """Copied to pinned memory, over the inputs that were staged there. Blocks the thread."""
+        """Through pinned memory, over the inputs that were staged there, and from there copied
+        once more: so what is returned outlives the lease, and the next ``fetch``."""
         buffer = lease.buffer
-        host = buffer.host.toreadonly()[: buffer.size]
-        parts = [_part(host, each) for each in regions]
-        with self._device:
+        parts = [part_of(buffer.host[: buffer.size], each) for each in regions]
+        with self._working(buffer):
             for region in regions:
                 source = int(buffer.packed.ptr) + region.offset
                 self._bring(buffer, region.offset, source, region.size)
-            buffer.stream.synchronize()
-        return parts
+        buffer.event.synchronize()
+        return [memoryview(bytes(part)) for part in parts]
 
     def unpack(self, lease: Lease[CudaBuffer], region: Region, grid: Grid) -> list[Data]:
-        """By a kernel, so that only the callers' own elements are copied to the host."""
+        """By a kernel, so that only the callers' own elements are copied to the host; there as
+        ``fetch`` does."""
         buffer, itemsize = lease.buffer, len(grid.blank)
-        table, size = self._table(grid.boxes, itemsize)
-        head = aligned(len(grid.boxes) * BOX, STAGE)
         if region.size != prod(grid.dims) * itemsize:
             raise ValueError(f"{region.size} bytes for {list(grid.dims)} elements of {itemsize}")
+        if not region.size:
+            # Dimensions without elements may be of any length, too long for the table.
+            return [b""] * len(grid.boxes)
+        table, size = self._table(grid.boxes, itemsize)
+        head = aligned(len(grid.boxes) * BOX, STAGE)
         if region.offset + region.size > buffer.size or head + size > buffer.staging:
             raise DoesNotFitError(f"output {region.name!r} ends beyond the buffer")
         raw = int(buffer.raw.ptr)
-        with self._device, buffer.stream:
+        with self._working(buffer):
             self._send(buffer, 0, [table.tobytes()], STAGE, raw)
             packed = int(buffer.packed.ptr) + region.offset
             self._kernels.unpack(packed, raw + head, raw, grid, size)
             self._bring(buffer, head, raw + head, size)
-            buffer.stream.synchronize()
-        host = buffer.host.toreadonly()
+        buffer.event.synchronize()
         found: list[Data] = []
         for row, (_, count, s1, s2, s3) in zip(table.tolist(), grid.boxes, strict=True):
             begin = head + row[-1] * STAGE
-            found.append(host[begin : begin + count * s1 * s2 * s3 * itemsize])
+            found.append(bytes(buffer.host[begin : begin + count * s1 * s2 * s3 * itemsize]))
         return found
 
     def _bring(self, buffer: CudaBuffer, at: int, source: int, size: int) -> None:

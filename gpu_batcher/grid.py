@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gpu_batcher.api import SIZES
+from gpu_batcher.api import SIZES, Data
 from gpu_batcher.packing import MOST_AXES
 
 ALIGN = 256
@@ -27,7 +27,6 @@ vectors."""
 BOX = 20
 """Bytes of a call's entry in the kernels' table."""
 
-Data = bytes | bytearray | memoryview
 Dims = tuple[int, int, int, int]
 Box = tuple[int, int, int, int, int]
 
@@ -170,5 +169,3 @@ def grid_of(
         row += count * tails[0]
     d1, d2, d3 = unused + dims[1:]
     return Grid((dims[0], d1, d2, d3), boxes, blank, left)
-
-

@@ -1,21 +1,22 @@
 """hostcopy: packed inputs written to, and padded outputs read from, plain memory.
 
 Slices of a memoryview do most of it: one costs a tenth of a microsecond and one ``memcpy``, which
-for a handful of rows is less than it takes to make a NumPy array. NumPy is for many short runs,
-where the loop has to be in C, and is not needed to be there.
+for a handful of rows is less than it takes to make a NumPy array. Many short runs, where the loop
+has to be in C, go by the kernels' references in NumPy, which is loaded then and not before;
+``HostDevice`` loads it at start.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
-from importlib import import_module
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpu_batcher.api import SIZES, Tensor
-from gpu_batcher.grid import Data, Entry, Grid
+from gpu_batcher.api import SIZES, Data, Tensor
+
+if TYPE_CHECKING:
+    from gpu_batcher.grid import Entry, Grid
 
 MANY = 16
 """Runs of a call from which on NumPy is faster."""
@@ -25,15 +26,6 @@ DTYPES = {
     "FP64": "<f8",
 }  # fmt: skip
 """NumPy's names. It has no BF16, so the bits are given as they are."""
-
-
-@functools.cache
-def numpy() -> Any:
-    """The module, or None where it is not installed."""
-    try:
-        return import_module("numpy")
-    except ImportError:
-        return None
 
 
 def write(memory: memoryview, entry: Entry) -> None:
@@ -51,15 +43,21 @@ def write(memory: memoryview, entry: Entry) -> None:
         assert at == entry.offset + entry.size
         return
     area = memory[entry.offset : entry.offset + entry.size]
-    if prod(grid.dims[:3]) > MANY * len(grid.boxes) and numpy() is not None:
-        write_blocks(area, entry.pieces, grid)
+    if _many(grid):
+        from gpu_batcher.kernels import pack_reference
+
+        pack_reference(entry.pieces, area, grid)
     else:
-        write_runs(area, entry.pieces, grid)
+        write_runs(entry.pieces, area, grid)
 
 
-def write_runs(area: memoryview, pieces: Sequence[Data], grid: Grid) -> None:
+def _many(grid: Grid) -> bool:
+    return prod(grid.dims[:3]) > MANY * len(grid.boxes)
+
+
+def write_runs(pieces: Sequence[Data], area: memoryview, grid: Grid) -> None:
     """Fill ``area``, which is the whole padded array, run by run."""
-    _, d1, d2, d3 = grid.dims
+    d3 = grid.dims[3]
     size = len(grid.blank)
     run, at = d3 * size, 0
     blank = memoryview(grid.blank * d3)
@@ -87,27 +85,26 @@ def write_runs(area: memoryview, pieces: Sequence[Data], grid: Grid) -> None:
     assert at == len(area)
 
 
-def write_blocks(area: memoryview, pieces: Sequence[Data], grid: Grid) -> None:
-    """The same with NumPy, call by call."""
-    np = numpy()
-    kind = f"<u{len(grid.blank)}"
-    out = np.frombuffer(area, kind).reshape(grid.dims)
-    out[...] = np.frombuffer(grid.blank, kind)[0]
-    for index, (first, count, s1, s2, s3) in enumerate(grid.boxes):
-        if not s1 * s2 * s3:
-            continue
-        source = np.frombuffer(pieces[index] if pieces else grid.one, kind)
-        block = source.reshape(count, s1, s2, s3) if pieces else source[0]
-        out[_box(grid, first, count, s1, s2, s3)] = block
-
-
 def read(data: memoryview, grid: Grid) -> list[Data]:
     """Of a padded array each call's own elements, back to back. A view where they lie together,
     otherwise a copy. Raises ValueError if ``data`` is not of the grid's size."""
     size = len(grid.blank)
     if len(data) != prod(grid.dims) * size:
         raise ValueError(f"{len(data)} bytes for {list(grid.dims)} elements of {size}")
+    if not data:
+        # Dimensions without elements may be of any length, so nothing is to go through them.
+        return [b""] * len(grid.boxes)
+    if _many(grid):
+        from gpu_batcher.kernels import unpack_reference
+
+        return list(unpack_reference(data, grid))
+    return read_runs(data, grid)
+
+
+def read_runs(data: memoryview, grid: Grid) -> list[Data]:
+    """``data``, which is the whole padded array and not empty, taken apart run by run."""
     _, d1, d2, d3 = grid.dims
+    size = len(grid.blank)
     run, at = d3 * size, 0
     found: list[Data] = []
     for _, count, s1, s2, s3 in grid.boxes:
@@ -118,8 +115,7 @@ def read(data: memoryview, grid: Grid) -> list[Data]:
             continue
         before = (d3 - s3) * size if grid.left else 0
         runs = []
-        # With no bytes in a run there may be any number of them.
-        for inside in _inside(grid, count, s1, s2) if run else ():
+        for inside in _inside(grid, count, s1, s2):
             if inside:
                 runs.append(data[at + before : at + before + s3 * size])
             at += run
@@ -128,11 +124,9 @@ def read(data: memoryview, grid: Grid) -> list[Data]:
 
 
 def view(tensor: Tensor) -> Any:
-    """A tensor as a NumPy array: its own memory, or for BYTES a new array of ``bytes`` objects.
-    Raises RuntimeError without NumPy."""
-    np = numpy()
-    if np is None:
-        raise RuntimeError("arrays need numpy, which is not installed")
+    """A tensor as a NumPy array: its own memory, or for BYTES a new array of ``bytes`` objects."""
+    import numpy as np
+
     if SIZES[tensor.datatype]:
         return np.frombuffer(tensor.data, DTYPES[tensor.datatype]).reshape(tensor.shape)
     data, at = memoryview(tensor.data), 0
@@ -156,11 +150,3 @@ def _inside(grid: Grid, count: int, s1: int, s2: int) -> itertools.chain[bool]:
     if grid.left:
         planes.reverse()
     return itertools.chain.from_iterable(itertools.chain.from_iterable([planes] * count))
-
-
-def _box(grid: Grid, first: int, count: int, s1: int, s2: int, s3: int) -> tuple[slice, ...]:
-    _, d1, d2, d3 = grid.dims
-    o1, o2, o3 = (d1 - s1, d2 - s2, d3 - s3) if grid.left else (0, 0, 0)
-    return (
-        slice(first, first + count), slice(o1, o1 + s1), slice(o2, o2 + s2), slice(o3, o3 + s3)
-    )  # fmt: skip

@@ -2,9 +2,10 @@
 
 ``pack`` gathers the calls of one input from a staging buffer, where they lie one after the other,
 into the padded array: one launch, whatever the number of calls. ``unpack`` is the way back. A
-kernel and its reference take the same arguments and leave the same bytes, so ``gpu_check`` can
-compare them on any machine with a GPU, and the tests compare the reference with a model in plain
-Python on any machine.
+kernel and its reference leave the same bytes; ``gpu_check`` compares them on a machine with a GPU,
+and the tests compare the references with a model in plain Python on any machine. The references
+take each call's bytes by themselves instead of a staging buffer and its table, so they are also
+how a host without a GPU pads what has many short runs.
 
 How ``pack`` works: a thread makes 16 bytes of the padded array, so that every store is a whole
 vector. It divides to find out which element that is (32-bit: a buffer has at most 2 GiB), and
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_batcher.grid import BOX, STAGE, Box, Dims, Grid
+from gpu_batcher.grid import BOX, STAGE, Box, Grid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    Bytes = npt.NDArray[np.uint8]
+    from gpu_batcher.api import Data
+
     Table = npt.NDArray[np.uint32]
 
 ITEMSIZES = (1, 2, 4, 8)
@@ -128,7 +130,7 @@ __device__ __forceinline__ void pack(
             if (++c1 < d1) continue;
             c1 = 0;
             ++row;
-            if (call + 1 < calls && row >= boxes[call + 1].first) ++call;
+            while (call + 1 < calls && row >= boxes[call + 1].first) ++call;
         }
     }
     if (at + N <= total) {
@@ -210,7 +212,7 @@ class Kernels:
     __slots__ = ("_pack", "_unpack")
 
     def __init__(self, cupy: Any) -> None:
-        module = cupy.RawModule(code=SOURCE, options=("--std=c++14",))
+        module = cupy.RawModule(code=SOURCE, options=("--std=c++17",))
         self._pack = {size: module.get_function(f"pack_{size}") for size in ITEMSIZES}
         self._unpack = {size: module.get_function(f"unpack_{size}") for size in ITEMSIZES}
 
@@ -264,37 +266,28 @@ def table(boxes: Sequence[Box], itemsize: int) -> tuple[Table, int]:
     return made, at * STAGE
 
 
-def pack_reference(raw: Bytes, packed: Bytes, table: Table, grid: Grid) -> None:
-    """What ``Kernels.pack`` does, in NumPy."""
+def pack_reference(pieces: Sequence[Data], packed: Data, grid: Grid) -> None:
+    """What ``Kernels.pack`` does, in NumPy: every byte of ``packed``, from each call's own
+    elements, or without ``pieces`` from ``grid.one``. ``HostDevice`` packs by it."""
     kind = f"<u{len(grid.blank)}"
-    out = packed[: prod(grid.dims) * len(grid.blank)].view(kind).reshape(grid.dims)
+    out = np.frombuffer(packed, kind).reshape(grid.dims)
     out[...] = np.frombuffer(grid.blank, kind)[0]
-    for box, start, shape in _boxes(table, grid.dims, grid.left):
+    for index, (place, shape) in enumerate(_places(grid)):
         if grid.one:
-            out[box] = np.frombuffer(grid.one, kind)[0]
-        else:
-            size = prod(shape) * len(grid.blank)
-            out[box] = raw[start : start + size].view(kind).reshape(shape)
+            out[place] = np.frombuffer(grid.one, kind)[0]
+        elif prod(shape):
+            out[place] = np.frombuffer(pieces[index], kind).reshape(shape)
 
 
-def unpack_reference(packed: Bytes, raw: Bytes, table: Table, grid: Grid, staged: int) -> None:
-    """What ``Kernels.unpack`` does, in NumPy."""
-    kind = f"<u{len(grid.blank)}"
-    padded = packed[: prod(grid.dims) * len(grid.blank)].view(kind).reshape(grid.dims)
-    raw[:staged] = 0
-    for box, start, shape in _boxes(table, grid.dims, grid.left):
-        size = prod(shape) * len(grid.blank)
-        raw[start : start + size].view(kind)[...] = padded[box].reshape(-1)
+def unpack_reference(packed: Data, grid: Grid) -> list[bytes]:
+    """What ``Kernels.unpack`` does, in NumPy: each call's own elements."""
+    padded = np.frombuffer(packed, f"<u{len(grid.blank)}").reshape(grid.dims)
+    return [padded[place].tobytes() for place, _ in _places(grid)]
 
 
-def _boxes(
-    table: Table, dims: Dims, left: bool
-) -> Iterator[tuple[tuple[slice, ...], int, tuple[int, int, int, int]]]:
-    """Of each call the slices of its box, the byte at which its elements begin, and their shape."""
-    rows = [[int(number) for number in row] for row in table]
-    ends = [row[0] for row in rows[1:]] + [dims[0]]
-    for (first, s1, s2, s3, start), end in zip(rows, ends, strict=True):
-        shape = (end - first, s1, s2, s3)
-        begins = [d - s if left else 0 for d, s in zip(dims[1:], shape[1:], strict=True)]
-        inner = (slice(b, b + s) for b, s in zip(begins, shape[1:], strict=True))
-        yield (slice(first, end), *inner), start * STAGE, shape
+def _places(grid: Grid) -> Iterator[tuple[tuple[slice, ...], tuple[int, ...]]]:
+    """Of each call the slices of its box, and their shape."""
+    for first, count, *own in grid.boxes:
+        gaps = [d - s if grid.left else 0 for d, s in zip(grid.dims[1:], own, strict=True)]
+        inner = (slice(gap, gap + s) for gap, s in zip(gaps, own, strict=True))
+        yield (slice(first, first + count), *inner), (count, *own)

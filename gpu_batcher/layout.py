@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from gpu_batcher.api import SIZES, Call, Tensor
+from gpu_batcher.api import SIZES, Call, Data, Tensor
 from gpu_batcher.grid import (
     BOX,
     STAGE,
-    Data,
     DoesNotFitError,
     Entry,
     Grid,
@@ -99,7 +98,7 @@ class _Maker:
         entry = self._place(column.name, column.datatype, shape, column.size, column.pieces)
         entry.spans = spans
         self._layout.elements += column.elements
-        lengths = [(shape[1],) for shape in column.shapes]
+        lengths: list[tuple[int, ...]] = [(shape[1],) for shape in column.shapes]
         if rule.lengths is not None:
             self._counts(rule.lengths, lengths)
         if rule.offsets is not None and self._is_new(rule.offsets, ("offsets", lengths)):

@@ -7,11 +7,11 @@ has ended, and a batch of several portions may be staged by several threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from gpu_batcher import hostcopy
-from gpu_batcher.grid import STAGE, Data, aligned
+from gpu_batcher.api import Data
+from gpu_batcher.grid import STAGE, aligned
 
 CHUNK = 1 << 19
 """Bytes of a portion, about."""
@@ -27,9 +27,10 @@ class Stager:
     def __init__(self, copiers: int = 1) -> None:
         self._threads = ThreadPoolExecutor(copiers, "stage") if copiers > 1 else None
 
-    def stage(self, memory: memoryview, pieces: Sequence[Data], align: int) -> Iterator[int]:
+    def stage(self, memory: memoryview, pieces: Sequence[Data], align: int) -> Generator[int]:
         """Copy pieces to the start of ``memory``, each to a multiple of ``align``; after each
-        portion say up to where everything is there. It has to be exhausted."""
+        portion say up to where everything is there. Exhaust it or close it: only then does no
+        thread write any more."""
         work = portions(pieces, align)
         if self._threads is None or len(work) < 3:
             for parts, reached in work:
@@ -74,7 +75,8 @@ def portions(pieces: Sequence[Data], align: int) -> list[tuple[list[Part], int]]
 
 
 def _copy(memory: memoryview, parts: list[Part]) -> None:
-    np = hostcopy.numpy()
+    import numpy as np  # Whoever has more than one thread has it loaded.
+
     target = np.frombuffer(memory, np.uint8)
     for at, data in parts:
         target[at : at + len(data)] = np.frombuffer(data, np.uint8)

@@ -16,7 +16,7 @@ from gpu_batcher import kernels
 from gpu_batcher.api import SIZES, Call, Tensor
 from gpu_batcher.buffers import Pool
 from gpu_batcher.device import CupyDevice, HostDevice
-from gpu_batcher.grid import Grid, Region, grid_of
+from gpu_batcher.grid import STAGE, Grid, Region, grid_of
 from gpu_batcher.layout import make
 from gpu_batcher.packing import Extra, Packing, Rule
 
@@ -28,7 +28,7 @@ UNTOUCHED = 0xA5
 def random_grid(rng: Random, itemsize: int, longest: int = 40) -> Grid:
     """A padded array of some shape, and the calls in it. ``longest`` where one axis is padded."""
     calls, padded = rng.randint(1, 9), rng.choice((1, 1, 1, 2, 3))
-    counts = [rng.choice((1, 1, 1, 2, 3, 7)) for _ in range(calls)]
+    counts = [rng.choice((0, 1, 1, 1, 2, 3, 7)) for _ in range(calls)]
     shape, axes, columns = [sum(counts)], [], []
     for _ in range(padded):
         shape += [rng.choice((2, 3))] * (padded < 3 and rng.random() < 0.2)
@@ -59,27 +59,42 @@ def check_kernels(cupy: Any, compiled: kernels.Kernels, cases: int, seed: int) -
     return {"checked": checked, "seed": seed, "wrong": wrong[:10], "ok": not wrong}
 
 
+def pieces_of(rng: Random, grid: Grid) -> list[bytes]:
+    """Each call's own elements."""
+    return [rng.randbytes(prod(box[1:]) * len(grid.blank)) for box in grid.boxes]
+
+
+def staged(grid: Grid, pieces: list[bytes], between: int) -> tuple[Any, Any]:
+    """The kernels' table, and the pieces where it says with bytes of ``between`` between them."""
+    table, size = kernels.table(grid.boxes, len(grid.blank))
+    raw = np.full(size, between, np.uint8)
+    for row, piece in zip(table.tolist(), pieces, strict=True):
+        begin = row[-1] * STAGE
+        raw[begin : begin + len(piece)] = np.frombuffer(piece, np.uint8)
+    return table, raw
+
+
+def guarded(data: Any) -> Any:
+    """A copy with ``GUARD`` bytes behind it."""
+    return np.concatenate((data, np.full(GUARD, UNTOUCHED, np.uint8)))
+
+
 def _same(cupy: Any, compiled: kernels.Kernels, grid: Grid, what: str, rng: Random) -> bool:
-    table, staged = kernels.table(grid.boxes, len(grid.blank))
-    size = prod(grid.dims) * len(grid.blank)
-    raw, packed = _bytes(rng, staged, what != "unpack"), _bytes(rng, size, what == "unpack")
-    on_device = [cupy.asarray(each) for each in (raw, packed, table.view(np.uint8).reshape(-1))]
+    pieces = pieces_of(rng, grid)
+    table, raw = staged(grid, pieces, 0)
+    packed = np.full(prod(grid.dims) * len(grid.blank), UNTOUCHED, np.uint8)
+    kernels.pack_reference([] if grid.one else pieces, packed.data, grid)
+    given = (np.full_like(raw, UNTOUCHED), packed) if what == "unpack" else (raw, packed ^ 255)
+    arrays = [guarded(given[0]), guarded(given[1]), table.view(np.uint8).reshape(-1)]
+    on_device = [cupy.asarray(each) for each in arrays]
     raw_at, packed_at, table_at = (int(each.data.ptr) for each in on_device)
     if what == "unpack":
-        kernels.unpack_reference(packed, raw, table, grid, staged)
-        compiled.unpack(packed_at, raw_at, table_at, grid, staged)
+        compiled.unpack(packed_at, raw_at, table_at, grid, raw.size)
     else:
-        kernels.pack_reference(raw, packed, table, grid)
         compiled.pack(raw_at, packed_at, table_at, grid)
     found = [cupy.asnumpy(each) for each in on_device[:2]]
-    return bool(np.array_equal(found[0], raw) and np.array_equal(found[1], packed))
-
-
-def _bytes(rng: Random, size: int, filled: bool) -> Any:
-    made = np.full(size + GUARD, UNTOUCHED, np.uint8)
-    if filled and size:
-        made[:size] = np.frombuffer(rng.randbytes(size), np.uint8)
-    return made
+    wanted = (guarded(raw), guarded(packed))
+    return all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 PACKINGS = (

@@ -4,7 +4,8 @@
 
 Needs NumPy, CuPy and this repository, no other package and no server; takes a minute or two. It
 prints JSON: the hardware, what was checked (exit code 1 if a check failed) and the figures, which
-are reported and never fail. ``docs/gpu.md`` says what each of them means.
+are reported and never fail. Without a GPU that CuPy works with it prints one line of JSON that says
+so, and exits with 2. ``docs/gpu.md`` says what each of them means.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def run(cupy: Any, index: int, quick: bool, seed: int) -> dict[str, Any]:
             "overlap": lambda: gpu_speed.overlap(cupy, index, repeats, seed),
         }
         report: dict[str, Any] = {
+            "ran": True,
             "hardware": hardware(cupy, index),
             "start_seconds": started,
             "checks": {name: attempt(check) for name, check in checks.items()},
@@ -110,7 +112,7 @@ def run(cupy: Any, index: int, quick: bool, seed: int) -> dict[str, Any]:
     return report
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,12 +120,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="which GPU")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the random cases")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         cupy = load_cupy(options.device)
         report = run(cupy, options.device, options.quick, options.seed)
     except DeviceError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
+        print(json.dumps({"ok": False, "ran": False, "reason": str(error)}))
         return 2
     text = json.dumps(report, indent=2)
     print(text)

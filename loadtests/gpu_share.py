@@ -1,6 +1,6 @@
 """CUDA IPC between two processes, and whether ten thousand batches leave anything behind.
 
-    python -m loadtests.gpu_share HANDLE INDEX OFFSET SIZE    (gpu_check starts it)
+python -m loadtests.gpu_share HANDLE INDEX OFFSET SIZE    (gpu_check starts it)
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def _other_process(handle: str, index: str, offset: str, size: str) -> None:
     with cupy.cuda.Device(int(index)):
         base = runtime.ipcOpenMemHandle(bytes.fromhex(handle))
         memory = cupy.cuda.UnownedMemory(base, begin + 2 * length, None, int(index))
-        shared = cupy.ndarray(
-            (2 * length,), np.uint8, cupy.cuda.MemoryPointer(memory, begin)
-        )
+        shared = cupy.ndarray((2 * length,), np.uint8, cupy.cuda.MemoryPointer(memory, begin))
         print(hashlib.sha256(cupy.asnumpy(shared[:length]).tobytes()).hexdigest())
         shared[length:] = shared[:length][::-1]
         cupy.cuda.Device().synchronize()

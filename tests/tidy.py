@@ -32,7 +32,7 @@ LAYERS = {
 """Who may import what besides the standard library. Imports only go down."""
 
 ONLY_IN = {
-    "aiohttp": r"gateway/(admin|admin_http|health|discovery|demo_load)\.py",
+    "aiohttp": r"gateway/(admin|admin_http|batch_control|health|discovery|demo_load)\.py",
     "aioprometheus": r"gateway/exposition\.py",
     "click": r"gateway/(cli|sim/__main__)\.py",
     "cupy": r"gpu_batcher/(device|kernels)\.py",
@@ -48,9 +48,12 @@ ONLY_IN = {
 PURE = re.compile(
     r"filters/.*\.py|gateway/(wire|chunked|headers|head_buffer|router|balancer|replies|metrics"
     r"|trace_context)\.py"
+    r"|gpu_batcher/(api|plan|agenda|lanes|pacing|contain|quarantine|packing|layout|grid|codecs/\w+)"
+    r"\.py"
 )
 AWAITLESS = re.compile(
     r"gateway/(wire|chunked|headers|head_buffer|router|balancer|metrics|trace_context)\.py"
+    r"|gpu_batcher/(plan|agenda|lanes|pacing|contain|quarantine|packing|layout|grid|codecs/\w+)\.py"
 )
 BANNED_IMPORTS = {
     "time": "take `now` (monotonic seconds) as an argument",

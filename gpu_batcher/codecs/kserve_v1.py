@@ -13,25 +13,30 @@ not fit. Here that is a ``BadAnswerError``.
 from __future__ import annotations
 
 import re
-import struct
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import cast
 
 import msgspec
 from msgspec import Raw
 
-from gpu_batcher.api import SIZES, BadAnswerError, BadRequestError, Call, Message, Reply, Tensor
-from gpu_batcher.codecs import tensor_bytes
-from gpu_batcher.codecs.tensor_json import FORMATS
+from gpu_batcher.api import BadAnswerError, BadRequestError, Call, Message, Reply, Tensor
+from gpu_batcher.codecs.json_body import (
+    FAULTS,
+    JOINED_HEAD,
+    JSON_HEAD,
+    answer_fields,
+    answer_text,
+    encode,
+    for_all,
+    is_json,
+    key_of,
+    read_fields,
+    rows_of,
+    what,
+)
 
-JSON_HEAD: Mapping[bytes, bytes] = {b"content-type": b"application/json"}
-JOINED_HEAD: Mapping[bytes, bytes] = {**JSON_HEAD, b"accept-encoding": b"identity"}
-"""Of a joined request: a compressed answer could not be divided."""
-FAULTS = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What msgspec raises for JSON from outside: malformed or of another type, not UTF-8 or an integer
-too long for Python, nested too deeply."""
+FOR_ALL = frozenset({"model_name", "model_version"})
+"""Fields of an answer that are about the model, whoever asked."""
 
 _PREDICT = re.compile(
     rb"(?:/[^?#]*)?/v1/models/[^/?#]+?(?:/(?:versions|labels)/[^/?#:]+)?:predict(?:\?[^#]*)?"
@@ -41,10 +46,7 @@ _WORD = re.compile(rb"\b(?:NaN|Infinity)\b")
 # optional: a string that never ends is then one match, not one attempt for each quote in it.
 _NUMBER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|(-?(?:NaN|Infinity))', re.DOTALL)
 
-_fields = msgspec.json.Decoder(dict[str, Raw])
 _items = msgspec.json.Decoder(list[Raw])
-_anything = msgspec.json.Decoder()
-encode = msgspec.json.Encoder().encode
 
 
 class KServeV1:
@@ -95,13 +97,15 @@ class KServeV1:
         return Message([encode({"instances": items, **fields})], dict(JOINED_HEAD))
 
     def divide(self, calls: Sequence[Call], answer: Message) -> list[Reply]:
-        """To each call its predictions; the other fields of the answer go to all of them.
+        """To each call its predictions. The other fields of the answer go to a caller that is
+        alone; where there are several, those about the model go to all, and the rest to nobody
+        (see ``for_all``).
 
         NaN and Infinity come out as they went in: TF Serving writes them, and one caller's NaN is
         no reason to fail the others.
 
         Raises BadAnswerError where predictions are missing or not one for each instance, and where
-        another field holds a list while there are several callers (see ``refuse_lists``).
+        another field holds a list while there are several callers.
         """
         text = answer_text(answer)
         mark = b""
@@ -113,12 +117,12 @@ class KServeV1:
         try:
             items = _items.decode(fields["predictions"])
         except FAULTS as error:
-            raise BadAnswerError(f"predictions: expected a list: {error}") from error
+            raise BadAnswerError(f"predictions: expected a list: {what(error)}") from None
         total = sum(call.rows for call in calls)
         if len(items) != total:
             raise BadAnswerError(f"predictions: {len(items)} of them for {total} instances")
         if len(calls) > 1:
-            refuse_lists({name: raw for name, raw in fields.items() if name != "predictions"})
+            fields = for_all(fields, "predictions", FOR_ALL)
         mine: dict[str, object] = dict(fields)
         replies = []
         end = 0
@@ -156,120 +160,3 @@ def _masked(text: bytes) -> tuple[bytes, bytes]:
         raise BadAnswerError("predictions: NaN that cannot be told from text")
     opening = b'"' + mark
     return mark, _NUMBER.sub(lambda m: m[0] if m[1] is None else opening + m[1] + b'"', text)
-
-
-# -- what the JSON formats share ------------------------------------------------------------------
-
-
-def is_json(head: Mapping[bytes, bytes]) -> bool:
-    """Whether a body is plain JSON in UTF-8, going by its head. No content type counts as JSON."""
-    if head.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
-        return False
-    kind, _, parameters = head.get(b"content-type", b"application/json").partition(b";")
-    charset = parameters.replace(b'"', b"").strip().lower()
-    return kind.strip().lower() == b"application/json" and charset in (b"", b"charset=utf-8")
-
-
-def read_fields(body: memoryview) -> dict[str, Raw] | None:
-    """The fields of a request's JSON object, each still JSON; None for JSON that is no object.
-
-    The fields point into the body, and only bytes can promise to stay as they are; a view of
-    anything else is copied. Where a name stands twice, the last one counts. Raises BadRequestError.
-    """
-    owner = body.obj
-    whole = isinstance(owner, bytes) and body.c_contiguous and body.nbytes == len(owner)
-    text = cast("bytes", owner) if whole else body.tobytes()
-    try:
-        if not text.isascii():
-            str(text, "utf-8")  # Raw fields are not decoded, so nobody else would look.
-        return _fields.decode(text)
-    except msgspec.ValidationError:
-        return None
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"body: expected UTF-8: {error.reason} at {error.start}") from error
-    except FAULTS as error:
-        raise BadRequestError(f"body: expected JSON: {error}") from error
-
-
-def key_of(fields: Mapping[str, Raw]) -> tuple[tuple[str, bytes], ...]:
-    """Fields as part of a key: equal if they have the same names and the same bytes."""
-    return tuple(sorted((name, bytes(raw)) for name, raw in fields.items()))
-
-
-def answer_text(answer: Message) -> bytes:
-    """The bytes of an answer. Raises BadAnswerError where they are compressed."""
-    encoding = answer.head.get(b"content-encoding", b"").strip().lower()
-    if encoding not in (b"", b"identity"):
-        raise BadAnswerError("body: the answer is compressed, though it was not to be")
-    return answer.joined()
-
-
-def answer_fields(text: bytes) -> dict[str, Raw]:
-    """The fields of an answer's JSON object, in order. Raises BadAnswerError."""
-    try:
-        return _fields.decode(text)
-    except FAULTS as error:
-        raise BadAnswerError(f"body: the answer is no JSON object: {error}") from error
-
-
-def refuse_lists(fields: Mapping[str, Raw]) -> None:
-    """Raises BadAnswerError for a field that is, or holds, a list with something in it.
-
-    For fields that are to go to every caller. Nobody can say whether such a list has something for
-    each caller, and then each would be given that of the others.
-    """
-    for name, raw in fields.items():
-        text = bytes(raw)
-        try:
-            held = b"[" in text and _holds_a_list(_anything.decode(text))
-        except FAULTS as error:
-            raise BadAnswerError(f"{name}: cannot be read: {error}") from error
-        if held:
-            raise BadAnswerError(f"{name}: holds a list, and nobody can say whose items these are")
-
-
-def _holds_a_list(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_a_list(each) for each in value.values())
-    return isinstance(value, list) and bool(value)
-
-
-def rows_of(output: Tensor, rows: int) -> list[object]:
-    """A tensor as nested lists, one for each row. A row without elements is an empty list, whatever
-    its other dimensions, since those could claim any size. Raises BadAnswerError."""
-    if not output.shape or output.shape[0] != rows:
-        raise BadAnswerError(f"{output.name}: shape {output.shape} for {rows} rows")
-    count = prod(output.shape)
-    nested = values_of(output, count)
-    if not count:
-        return [[] for _ in range(rows)]
-    for size in reversed(output.shape[1:]):
-        nested = [nested[at : at + size] for at in range(0, len(nested), size)]
-    return nested
-
-
-def values_of(output: Tensor, count: int) -> list[object]:
-    """The ``count`` elements of a tensor as Python values. Raises BadAnswerError."""
-    data = bytes(output.data)
-    kind = output.datatype
-    if kind == "BYTES":
-        view = memoryview(data)
-        try:
-            tensor_bytes.ends(view, [count])
-        except tensor_bytes.DataError as error:
-            raise BadAnswerError(f"{output.name}: {error}") from error
-        return [_string(bytes(each)) for each in tensor_bytes.elements(view)]
-    if kind not in SIZES or len(data) != count * SIZES[kind]:
-        raise BadAnswerError(f"{output.name}: {len(data)} bytes for {count} elements of {kind}")
-    if kind == "BF16":  # The upper half of a float32.
-        upper = struct.unpack(f"<{count}H", data)
-        data = struct.pack(f"<{count}I", *(bits << 16 for bits in upper))
-        kind = "FP32"
-    return list(struct.unpack(f"<{count}{FORMATS[kind]}", data))
-
-
-def _string(element: bytes) -> object:
-    try:
-        return element.decode()
-    except UnicodeDecodeError:
-        return {"b64": b64encode(element).decode()}

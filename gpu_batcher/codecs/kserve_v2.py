@@ -18,6 +18,7 @@ import msgspec
 from gpu_batcher.api import SIZES, Call, Message, Placed, Reply, Tensor
 from gpu_batcher.codecs import kserve_v2_answer as answers
 from gpu_batcher.codecs import tensor_json
+from gpu_batcher.codecs.json_body import JOINED_HEAD
 from gpu_batcher.codecs.kserve_v2_request import Ask, Reader
 
 
@@ -91,20 +92,28 @@ class KserveV2:
         return answers.divided(calls, answers.tensors(given, rest), told, self._in_json)
 
     def deal(
-        self, calls: Sequence[Call], outputs: Sequence[Tensor], answer: Message
+        self,
+        calls: Sequence[Call],
+        outputs: Sequence[Tensor],
+        answer: Message | None = None,
+        own: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> list[Reply]:
-        """``divide`` for outputs whose data is not in the ``answer``: as ``outputs`` gave them,
-        with what stands in the shared memory filled in. Raises BadAnswerError."""
-        told = answers.about(answers.opened(answer)[0])
-        return answers.divided(calls, outputs, told, self._in_json)
+        """See ``TensorCodec``. A part in ``own`` has the call's rows as its first dimension, any
+        others, and the datatype of its output, of which nothing else is looked at then. The bodies
+        are copies: whatever the tensors are views of is free afterwards."""
+        if answer is not None:
+            told = answers.about(answers.opened(answer)[0])
+        else:
+            ask = _ask(calls[0])
+            fields = {"model_name": ask.model}
+            if ask.version:
+                fields["model_version"] = ask.version
+            told = answers.About(fields, {})
+        return answers.divided(calls, outputs, told, self._in_json, own)
 
     def reply(self, call: Call, outputs: Sequence[Tensor]) -> Reply:
-        """Raises BadAnswerError where the tensors do not have the rows of the call."""
-        ask = _ask(call)
-        fields = {"model_name": ask.model}
-        if ask.version:
-            fields["model_version"] = ask.version
-        return answers.divided((call,), outputs, answers.About(fields, {}), self._in_json)[0]
+        """``deal`` for one."""
+        return self.deal((call,), outputs)[0]
 
     def _input(
         self, ask: Ask, tensor: Tensor, chunks: Sequence[bytes | bytearray | memoryview]
@@ -139,8 +148,8 @@ class KserveV2:
             request["parameters"] = parameters
         text = msgspec.json.encode(request)
         if not self._binary:
-            return Message([text], dict(answers.JSON_HEAD))
-        return Message([text, *body], answers.binary_head(text))
+            return Message([text], dict(JOINED_HEAD))
+        return Message([text, *body], {**JOINED_HEAD, **answers.binary_head(text)})
 
 
 def _ask(call: Call) -> Ask:

@@ -16,17 +16,17 @@ import msgspec
 
 from gpu_batcher.api import SIZES, BadAnswerError, Call, Message, Reply, Tensor
 from gpu_batcher.codecs import tensor_bytes, tensor_json
+from gpu_batcher.codecs.json_body import FAULTS, JSON_HEAD, answer_text, what
 from gpu_batcher.codecs.kserve_v2_request import (
     HEADER_LENGTH,
     MOST_DIMENSIONS,
-    PLAIN,
     Ask,
     Dimension,
     header_length,
+    shown,
 )
 from gpu_batcher.codecs.tensor_bytes import DataError
 
-JSON_HEAD = {b"content-type": b"application/json"}
 _NO_DATA = msgspec.Raw()
 _encode = msgspec.json.encode
 
@@ -62,14 +62,14 @@ class About:
 
 def opened(answer: Message) -> tuple[Answer, memoryview]:
     """The JSON of an answer, and what follows it. Raises BadAnswerError."""
-    if answer.head.get(b"content-encoding", b"").strip().lower() not in PLAIN:
-        raise BadAnswerError("the answer is compressed, which it was not asked to be")
-    body = memoryview(answer.joined())
+    body = memoryview(answer_text(answer))
     try:
         length = header_length(answer.head.get(HEADER_LENGTH), len(body))
         return _ANSWER.decode(body[:length]), body[length:]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except DataError as error:
         raise BadAnswerError(f"not an inference answer: {error}") from None
+    except FAULTS as error:
+        raise BadAnswerError(f"not an inference answer: {what(error)}") from None
 
 
 def about(given: Answer) -> About:
@@ -89,14 +89,14 @@ def tensors(given: Answer, rest: memoryview) -> list[Tensor]:
     at = 0
     for each in given.outputs:
         if len(each.shape) > MOST_DIMENSIONS:
-            raise BadAnswerError(f"output {each.name!r} has {len(each.shape)} dimensions")
+            raise BadAnswerError(f"output {shown(each.name)} has {len(each.shape)} dimensions")
         size = (each.parameters or {}).get("binary_data_size")
         data: bytes | memoryview = b""
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(rest) - at:
                 raise BadAnswerError(
-                    f"output {each.name!r} has a binary_data_size of {size!r} with"
-                    f" {len(rest) - at} bytes left"
+                    f"output {shown(each.name)} has a binary_data_size that is no number of bytes"
+                    f" up to the {len(rest) - at} that are left"
                 )
             data = rest[at : at + size]
             at += size
@@ -109,16 +109,29 @@ def tensors(given: Answer, rest: memoryview) -> list[Tensor]:
 
 
 def divided(
-    calls: Sequence[Call], outputs: Sequence[Tensor], told: About, in_json: frozenset[str]
+    calls: Sequence[Call],
+    outputs: Sequence[Tensor],
+    told: About,
+    in_json: frozenset[str],
+    own: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> list[Reply]:
-    """A reply for each call, in order. ``in_json``: the datatypes that JSON may carry. Raises
-    BadAnswerError. O(bytes), and about 3 us for each call with binary outputs."""
+    """A reply for each call, in order. ``in_json``: the datatypes that JSON may carry. ``own``: see
+    ``TensorCodec.deal``. Raises BadAnswerError. O(bytes), and about 3 us for each call with binary
+    outputs. The bodies are copies."""
     if not outputs:
         raise BadAnswerError("the answer has no outputs")
+    own = own or {}
     counts = [call.rows for call in calls]
-    columns = {each.name: Column.of(each, counts) for each in outputs}
+    columns = {
+        each.name: Column.apart(each, own[each.name], counts)
+        if each.name in own
+        else Column.of(each, counts)
+        for each in outputs
+    }
     if len(columns) != len(outputs):
         raise BadAnswerError("the answer has two outputs of the same name")
+    if not columns.keys() >= own.keys():
+        raise BadAnswerError("there are parts of an output that the answer does not have")
     forms: dict[object, _Form] = {}
     replies = []
     for place, call in enumerate(calls):
@@ -134,43 +147,81 @@ def divided(
 
 @dataclass(slots=True)
 class Column:
-    """An output, and the ``views`` of it that belong to each caller, in the callers' order."""
+    """An output, and the ``views`` of it that belong to each caller, in the callers' order, as
+    tensors of the dimensions ``tails`` behind the rows. ``alike``: all have the same ones."""
 
     tensor: Tensor
     views: list[memoryview]
+    tails: Sequence[tuple[int, ...]]
+    alike: bool
 
     @classmethod
     def of(cls, tensor: Tensor, counts: Sequence[int]) -> Column:
-        """``counts``: the rows of each caller. Raises BadAnswerError."""
-        rows = sum(counts)
-        shape = tensor.shape
-        if not shape or shape[0] != rows or min(shape) < 0:
-            raise BadAnswerError(
-                f"output {tensor.name!r} has the shape {list(shape)} where {rows} rows were asked"
-            )
-        size = SIZES.get(tensor.datatype)
-        if size is None:
-            raise BadAnswerError(f"output {tensor.name!r} is of {tensor.datatype!r}, unknown here")
-        data = flat(tensor.data)
-        per_row = math.prod(shape[1:])
-        if size:
-            if len(data) != rows * per_row * size:
-                raise BadAnswerError(
-                    f"output {tensor.name!r} has {len(data)} bytes where its shape and datatype"
-                    f" have {rows * per_row * size}"
-                )
-            stops = []
+        """The rows of each caller, one caller's after the other's. ``counts``: how many each has.
+        Raises BadAnswerError."""
+        data = _whole(tensor, sum(counts))
+        tail = tensor.shape[1:]
+        per_row = math.prod(tail)
+        stops = []
+        if size := SIZES[tensor.datatype]:
             at = 0
             for count in counts:
                 at += count * per_row * size
                 stops.append(at)
         else:
-            try:
-                stops = tensor_bytes.ends(data, [count * per_row for count in counts])
-            except DataError as error:
-                raise BadAnswerError(f"output {tensor.name!r} {error}") from None
+            stops = _ends(tensor, data, [count * per_row for count in counts])
         starts = [0, *stops[:-1]]
-        return cls(tensor, [data[a:b] for a, b in zip(starts, stops, strict=True)])
+        views = [data[a:b] for a, b in zip(starts, stops, strict=True)]
+        return cls(tensor, views, [tail] * len(counts), alike=True)
+
+    @classmethod
+    def apart(cls, whole: Tensor, parts: Sequence[Tensor], counts: Sequence[int]) -> Column:
+        """A tensor for each caller; of ``whole`` only the datatype counts. Raises
+        BadAnswerError."""
+        if len(parts) != len(counts):
+            raise BadAnswerError(
+                f"output {shown(whole.name)} has parts for {len(parts)} callers of {len(counts)}"
+            )
+        views = []
+        for part, count in zip(parts, counts, strict=True):
+            if part.datatype != whole.datatype:
+                raise BadAnswerError(f"a part of output {shown(whole.name)} has another datatype")
+            data = _whole(part, count)
+            if not SIZES[part.datatype]:
+                _ends(part, data, [math.prod(part.shape)])
+            views.append(data)
+        return cls(whole, views, [part.shape[1:] for part in parts], alike=False)
+
+
+def _whole(tensor: Tensor, rows: int) -> memoryview:
+    """The bytes of a tensor of so many rows; those of BYTES are still to be walked. Raises
+    BadAnswerError."""
+    shape = tensor.shape
+    if not shape or shape[0] != rows or min(shape) < 0:
+        raise BadAnswerError(
+            f"output {shown(tensor.name)} has the shape {list(shape)[:MOST_DIMENSIONS]} where"
+            f" {rows} rows were asked"
+        )
+    size = SIZES.get(tensor.datatype)
+    if size is None:
+        raise BadAnswerError(f"output {shown(tensor.name)} is of a datatype unknown here")
+    try:
+        data = flat(tensor.data)
+    except (TypeError, ValueError):
+        raise BadAnswerError(f"output {shown(tensor.name)} has data of a foreign format") from None
+    if size and len(data) != math.prod(shape) * size:
+        raise BadAnswerError(
+            f"output {shown(tensor.name)} has {len(data)} bytes where its shape and datatype have"
+            f" {math.prod(shape) * size}"
+        )
+    return data
+
+
+def _ends(tensor: Tensor, data: memoryview, counts: Sequence[int]) -> list[int]:
+    try:
+        return tensor_bytes.ends(data, counts)
+    except DataError as error:
+        raise BadAnswerError(f"output {shown(tensor.name)} {error}") from None
 
 
 @dataclass(slots=True)
@@ -182,7 +233,7 @@ class _Form:
     told: About
     in_json: frozenset[str]
     fixed: bool
-    """All binary, and of fixed size: then the JSON depends on nothing but the rows."""
+    """All binary, of fixed size and dimensions: then the JSON depends on nothing but the rows."""
     texts: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -192,11 +243,14 @@ class _Form:
         if ask.outputs:
             missing = [each.name for each in ask.outputs if each.name not in columns]
             if missing:
-                raise BadAnswerError(f"output {missing[0]!r} is missing from the answer")
+                raise BadAnswerError(f"output {shown(missing[0])} is missing from the answer")
             chosen = [(columns[each.name], each.binary) for each in ask.outputs]
         else:
             chosen = [(column, ask.binary) for column in columns.values()]
-        fixed = all(binary and SIZES[column.tensor.datatype] > 0 for column, binary in chosen)
+        fixed = all(
+            binary and column.alike and SIZES[column.tensor.datatype] > 0
+            for column, binary in chosen
+        )
         return cls(chosen, told, in_json, fixed)
 
     def reply(self, place: int, rows: int, own_id: str | None) -> Reply:
@@ -227,7 +281,7 @@ class _Form:
             entry: dict[str, Any] = {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": (rows, *tensor.shape[1:]),
+                "shape": (rows, *column.tails[place]),
             }
             parameters: dict[str, Any] = {}
             if kind := self.told.kinds.get(tensor.name):
@@ -247,16 +301,22 @@ class _Form:
                 raise DataError(f"has the datatype {tensor.datatype}, which is not sent as JSON")
             return tensor_json.encode(tensor.datatype, view)
         except DataError as error:
-            raise DataError(f"output {tensor.name!r} {error}; ask for it as binary data") from None
+            raise DataError(
+                f"output {shown(tensor.name)} {error}; ask for it as binary data"
+            ) from None
 
 
 def flat(data: bytes | bytearray | memoryview) -> memoryview:
-    """As bytes, whatever the buffer holds."""
+    """As bytes, whatever the buffer holds; a copy only where its rows do not follow one another.
+    Raises ValueError for elements that are not in this machine's format."""
     view = memoryview(data)
-    if view.format == "B" and view.ndim == 1:
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
         return view
-    # A view with a dimension of 0 cannot be cast.
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    if len(view.format.lstrip("@")) != 1:  # As ">f", big-endian.
+        raise ValueError(f"elements of the format {view.format!r}")
+    if not view.nbytes:  # A view with a dimension of 0 cannot be cast.
+        return memoryview(b"")
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
 
 
 def binary_head(text: bytes) -> dict[bytes, bytes]:
@@ -269,7 +329,7 @@ def _from_json(output: _Output) -> bytes:
         count = math.prod(output.shape)
         return tensor_json.decode(output.datatype, output.data, count, nulls=True)
     except DataError as error:
-        raise BadAnswerError(f"output {output.name!r} {error}") from None
+        raise BadAnswerError(f"output {shown(output.name)} {error}") from None
 
 
 def _content_type(parameters: Mapping[str, Any] | None) -> str:

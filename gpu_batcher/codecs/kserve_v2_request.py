@@ -22,11 +22,10 @@ import msgspec
 
 from gpu_batcher.api import SIZES, BadRequestError, Call, Tensor
 from gpu_batcher.codecs import tensor_bytes, tensor_json
+from gpu_batcher.codecs.json_body import is_readable
 from gpu_batcher.codecs.tensor_bytes import DataError
 
 HEADER_LENGTH = b"inference-header-content-length"
-PLAIN = frozenset({b"", b"identity"})
-"""Values of ``content-encoding`` that mean nothing."""
 MOST_DIMENSIONS = tensor_json.DEEPEST
 LONGEST_KEPT = 2048
 """Bytes of target and JSON that are kept."""
@@ -178,7 +177,7 @@ class Reader:
     def read(self, target: bytes, head: Mapping[bytes, bytes], body: memoryview) -> Call | None:
         """About 3 us for JSON that was seen before, whatever the size of a binary tensor; BYTES
         take 0.1 us an element. Raises BadRequestError."""
-        if head.get(b"content-encoding", b"").strip().lower() not in PLAIN:
+        if not is_readable(head):
             return None
         claimed = head.get(HEADER_LENGTH)
         try:
@@ -241,7 +240,7 @@ class Reader:
         return _Plan(key, rows, size, longest, follows, parts, ask)
 
     def _part(self, given: _Input, start: int) -> _Part:
-        name = _shown(given.name)
+        name = shown(given.name)
         parameters = given.parameters or {}
         ways = [each in parameters for each in ("binary_data_size", "shared_memory_region")]
         in_json = given.data is not _NO_DATA
@@ -279,13 +278,13 @@ class Reader:
     def _data(self, given: _Input, count: int) -> bytes:
         if given.datatype not in self._in_json:
             raise BadRequestError(
-                f"input {_shown(given.name)} has the datatype {given.datatype}, which is to be"
+                f"input {shown(given.name)} has the datatype {given.datatype}, which is to be"
                 " sent as binary data"
             )
         try:
             return tensor_json.decode(given.datatype, given.data, count)
         except DataError as error:
-            raise BadRequestError(f"input {_shown(given.name)} {error}") from None
+            raise BadRequestError(f"input {shown(given.name)} {error}") from None
 
     def _shapes(self, parts: list[_Part]) -> tuple[tuple[tuple[int | None, ...], ...], int]:
         """The dimensions that all of a batch must share, None for the others, and the largest of
@@ -380,7 +379,7 @@ def _check_elements(part: _Part, data: memoryview) -> None:
     try:
         tensor_bytes.ends(data, (part.count,))
     except DataError as error:
-        raise BadRequestError(f"input {_shown(part.name)} {error}") from None
+        raise BadRequestError(f"input {shown(part.name)} {error}") from None
 
 
 def _check_text(part: _Part, data: memoryview) -> None:
@@ -392,6 +391,6 @@ def _check_text(part: _Part, data: memoryview) -> None:
         raise _AloneError  # NaN or an infinity.
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A name for a message, which need not be as long as the request."""
     return repr(name if len(name) <= 64 else name[:61] + "...")

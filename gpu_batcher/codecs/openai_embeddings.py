@@ -23,18 +23,19 @@ import msgspec
 from msgspec import Meta, Raw
 
 from gpu_batcher.api import BadAnswerError, BadRequestError, Call, Message, Reply, Tensor
-from gpu_batcher.codecs.kserve_v1 import (
+from gpu_batcher.codecs.json_body import (
     FAULTS,
     JOINED_HEAD,
     JSON_HEAD,
     answer_fields,
     answer_text,
     encode,
+    for_all,
     is_json,
     key_of,
     read_fields,
-    refuse_lists,
     values_of,
+    what,
 )
 from gpu_batcher.codecs.shortest_float import shortest
 
@@ -44,6 +45,9 @@ CHARACTERS_PER_TOKEN = 4
 """Rule of thumb of OpenAI's own documentation for English. Used only to guess a text's length."""
 EXPECTED = "a string, a list of strings, a list of token ids, or a list of such lists"
 
+FOR_ALL = frozenset({"object", "model", "created"})
+"""Fields of an answer that are for all of its callers. Not ``id``: vLLM makes it of the
+``x-request-id`` of the caller whose headers went with the batch."""
 _WANTS_NUMBERS = {b"null": True, b'"float"': True, b'"base64"': False}
 _INT64 = 2**63 - 1
 _QUOTE = ord('"')
@@ -152,20 +156,20 @@ class OpenAiEmbeddings:
 
     def divide(self, calls: Sequence[Call], answer: Message) -> list[Reply]:
         """To each call its embeddings, in the order of its inputs and with indexes from 0, and its
-        share of ``usage``; the other fields of the answer go to all of them, those that an element
-        of ``data`` may have besides the API's three to nobody.
+        share of ``usage``. The other fields of the answer go to a caller that is alone; where there
+        are several, those in ``FOR_ALL``. Those that an element of ``data`` may have
+        besides the API's three go to nobody.
 
         Raises BadAnswerError unless each index from 0 to the sum of inputs stands there exactly
         once, for an embedding that is neither a string nor a list, base64 that is none or no
         float32, embeddings of different widths, and, where there are several callers, another
-        field that holds a list (see ``refuse_lists``).
+        field that holds a list.
         """
         fields = answer_fields(answer_text(answer))
         vectors = _vectors(fields.get("data"), sum(call.rows for call in calls))
+        usages = _shares(fields.pop("usage", None), [_notes(call).weight for call in calls])
         if len(calls) > 1:
-            others = {name: raw for name, raw in fields.items() if name not in ("data", "usage")}
-            refuse_lists(others)
-        usages = _shares(fields.get("usage"), [_notes(call).weight for call in calls])
+            fields = for_all(fields, "data", FOR_ALL)
         parts = []
         end = 0
         for call in calls:
@@ -250,7 +254,7 @@ def _vectors(data: Raw | None, total: int) -> list[Raw]:
     try:
         rows = _rows.decode(data)
     except FAULTS as error:
-        raise BadAnswerError(f"data: expected a list of embeddings: {error}") from error
+        raise BadAnswerError(f"data: expected a list of embeddings: {what(error)}") from None
     if len(rows) != total:
         raise BadAnswerError(f"data: {len(rows)} embeddings for {total} inputs")
     found: list[Raw | None] = [None] * total
@@ -276,7 +280,7 @@ def _numbers(embeddings: Sequence[Raw]) -> Iterator[list[float]]:
     try:
         pieces = [_bytes.decode(each) for each in embeddings]
     except FAULTS as error:
-        raise BadAnswerError(f"data: an embedding is not base64: {error}") from error
+        raise BadAnswerError(f"data: an embedding is not base64: {what(error)}") from None
     sizes = {len(piece) for piece in pieces}
     if len(sizes) > 1 or any(not size or size % 4 for size in sizes):
         raise BadAnswerError(f"data: embeddings of {sorted(sizes)[:4]} bytes, expected float32")
@@ -288,20 +292,20 @@ def _numbers(embeddings: Sequence[Raw]) -> Iterator[list[float]]:
 
 
 def _shares(usage: Raw | None, weights: Sequence[int]) -> list[object]:
-    """What stands under ``usage`` in each reply; None: nothing to change. Raises BadAnswerError.
+    """What stands under ``usage`` in each reply; None: nothing. Raises BadAnswerError.
 
     Every count (an integer) is apportioned, so that what the callers are told adds up to what the
     server counted. Null stays, and what is neither (details in an object) is left out, since
     there is no telling which caller's it is. A single caller gets what the server wrote.
     """
     if usage is None or len(weights) == 1:
-        return [None] * len(weights)
+        return [usage] * len(weights)
     try:
         counts = _usage.decode(usage)
     except FAULTS as error:
-        raise BadAnswerError(f"usage: expected an object: {error}") from error
+        raise BadAnswerError(f"usage: expected an object: {what(error)}") from None
     if counts is None:
-        return [None] * len(weights)
+        return [usage] * len(weights)
     shares: list[dict[str, int | None]] = [{} for _ in weights]
     for name, count in counts.items():
         if type(count) is int and 0 <= count <= _INT64:

@@ -107,7 +107,7 @@ def _decoder(kind: Any, depth: int) -> msgspec.json.Decoder[Any]:
 def _packed(datatype: str, values: list[Any]) -> bytes:
     if datatype == "BYTES":
         try:
-            return tensor_bytes.pack([each.encode() for each in values])
+            return tensor_bytes.pack(each.encode() for each in values)
         except UnicodeEncodeError:
             raise DataError("has half of a surrogate pair, which is no character") from None
     try:

@@ -9,18 +9,21 @@ is a compiler, and otherwise their NumPy references.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpu_batcher import kernels
-from gpu_batcher.grid import Grid
+from gpu_batcher.grid import BOX, STAGE, Grid
 
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
@@ -61,9 +64,9 @@ def library(directory: Path) -> ctypes.CDLL:
     return ctypes.CDLL(os.fspath(target))
 
 
-def _at(pointer: int, size: int) -> Any:
+def at(pointer: int, size: int) -> Any:
     """The bytes at an address as an array."""
-    return np.frombuffer((ctypes.c_ubyte * size).from_address(pointer), np.uint8)
+    return np.frombuffer(memoryview((ctypes.c_ubyte * size).from_address(pointer)), np.uint8)
 
 
 def compiled(directory: Path, name: str) -> Callable[..., None]:
@@ -82,38 +85,46 @@ def compiled(directory: Path, name: str) -> Callable[..., None]:
 def referred(name: str) -> Callable[..., None]:
     """The reference, called as CuPy calls the kernel."""
     what, _, size = name.partition("_")
+    itemsize = int(size)
 
     def run(_grid: tuple[int], _block: tuple[int], arguments: tuple[Any, ...]) -> None:
-        first, second, places, calls, rows, d1, d2, d3, *rest = (int(each) for each in arguments)
-        table = _at(places, calls * 20).view(np.uint32).reshape(calls, 5)
-        dims, itemsize = (rows, d1, d2, d3), int(size)
-        total = rows * d1 * d2 * d3 * itemsize
-        ends = [*table[1:, 0].tolist(), rows]
-        last = table[-1].tolist()
-        staged = last[4] * 16 + (ends[-1] - last[0]) * last[1] * last[2] * last[3] * itemsize
+        first, second, places, calls, *dims = (int(each) for each in arguments[:8])
+        rest = [int(each) for each in arguments[8:]]
+        table = at(places, calls * BOX).view(np.uint32).reshape(calls, 5).tolist()
+        ends = [row[0] for row in table[1:]] + [dims[0]]
+        boxes = [(row[0], end - row[0], *row[1:4]) for row, end in zip(table, ends, strict=True)]
+        grid = Grid((dims[0], dims[1], dims[2], dims[3]), boxes, bytes(itemsize))
+        total = prod(dims) * itemsize
+        starts = [row[4] * STAGE for row in table]
         if what == "pack":
             blank, one, left, constant = rest
-            grid = Grid(dims, [], blank.to_bytes(itemsize, "little"), bool(left))
+            grid.blank, grid.left = blank.to_bytes(itemsize, "little"), bool(left)
             grid.one = one.to_bytes(itemsize, "little") if constant else b""
-            raw = _at(first, 0 if constant else staged)
-            kernels.pack_reference(raw, _at(second, total), table, grid)
-        else:
-            left, chunks = rest
-            grid = Grid(dims, [], bytes(itemsize), bool(left))
-            raw = _at(second, chunks * 16)
-            kernels.unpack_reference(_at(first, total), raw, table, grid, chunks * 16)
+            sizes = [0 if constant else prod(box[1:]) * itemsize for box in boxes]
+            pieces = [at(first + b, n).tobytes() for b, n in zip(starts, sizes, strict=True)]
+            kernels.pack_reference(pieces, at(second, total).data, grid)
+            return
+        left, chunks = rest
+        grid.left = bool(left)
+        raw = at(second, chunks * STAGE)
+        raw[:] = 0
+        own = kernels.unpack_reference(at(first, total).data, grid)
+        for begin, piece in zip(starts, own, strict=True):
+            raw[begin : begin + len(piece)] = np.frombuffer(piece, np.uint8)
 
     return run
 
 
 class Stream:
-    """Work in order, done when somebody waits."""
+    """Work in order, done when somebody waits. Whoever drops a stream with its memory drops its
+    work too, as nothing of it may run when the memory is gone."""
 
     current: ClassVar[list[Stream]] = []
-    by_pointer: ClassVar[dict[int, Stream]] = {}
+    by_pointer: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
+    pointers: ClassVar[itertools.count[int]] = itertools.count(1)
 
     def __init__(self, non_blocking: bool = False) -> None:
-        self.ptr = len(self.by_pointer) + 1
+        self.ptr = next(self.pointers)
         self.by_pointer[self.ptr] = self
         self.work: list[Callable[[], object]] = []
         self.done = 0
@@ -139,9 +150,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.current.pop()
-
-
-Stream.current.append(Stream())
 
 
 class Event:
@@ -189,11 +197,11 @@ class MemoryPointer:
 
 
 class Device:
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int = 0) -> None:
         self.index = index
 
     def synchronize(self) -> None:
-        for stream in Stream.by_pointer.values():
+        for stream in list(Stream.by_pointer.values()):
             stream.synchronize()
 
     def __enter__(self) -> Device:
@@ -204,11 +212,15 @@ class Device:
 
 
 class Runtime:
+    """``copies``: how many more will work before one fails."""
+
     memcpyHostToDevice = 1  # noqa: N815
     memcpyDeviceToHost = 2  # noqa: N815
+    memcpyDeviceToDevice = 3  # noqa: N815
 
     def __init__(self) -> None:
         self.devices = 1
+        self.copies = 10**9
 
     def getDeviceCount(self) -> int:  # noqa: N802
         if not self.devices:
@@ -218,18 +230,45 @@ class Runtime:
     def memcpyAsync(  # noqa: N802
         self, target: int, source: int, size: int, kind: int, stream: int
     ) -> None:
-        assert kind in (1, 2)
+        assert kind in (1, 2, 3)
         assert size > 0
+        self.copies -= 1
+        if self.copies == -1:
+            raise RuntimeError("cudaErrorUnknown")
         Stream.by_pointer[stream].put(lambda: ctypes.memmove(target, source, size))
 
     def memsetAsync(self, target: int, value: int, size: int, stream: int) -> None:  # noqa: N802
         Stream.by_pointer[stream].put(lambda: ctypes.memset(target, value, size))
 
+    def memcpy(self, target: int, source: int, size: int, kind: int) -> None:
+        assert kind == self.memcpyHostToDevice
+        ctypes.memmove(target, source, size)
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return 1 << 33, 1 << 34
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return 0
+
+    runtimeGetVersion = driverGetVersion  # noqa: N815
+
+    def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
+        return {"name": b"None", "major": 0, "minor": index}
+
     def ipcGetMemHandle(self, pointer: int) -> bytes:  # noqa: N802
         return pointer.to_bytes(64, "little")
 
 
+class CompileException(Exception):
+    """Not a RuntimeError, as in CuPy."""
+
+
+class Compiler:
+    CompileException = CompileException
+
+
 class Cuda:
+    compiler = Compiler
     Device = Device
     Event = Event
     Memory = Memory
@@ -240,10 +279,8 @@ class Cuda:
 
     def __init__(self) -> None:
         self.runtime = Runtime()
-
-    @staticmethod
-    def get_current_stream() -> Stream:
-        return Stream.current[-1]
+        self.get_current_stream = lambda: Stream.current[-1]
+        self.get_elapsed_time = lambda begin, end: 1.0
 
 
 class RawModule:
@@ -256,11 +293,24 @@ class RawModule:
         return lambda *arguments: Stream.current[-1].put(lambda: run(*arguments))
 
 
+class Array:
+    """Of the device, in its memory; ``data`` is its address, as CuPy's is."""
+
+    def __init__(self, host: Any) -> None:
+        self.size = host.nbytes
+        self.data = Memory(self.size)
+        at(self.data.ptr, self.size)[:] = host.reshape(-1).view(np.uint8)
+
+
 class FakeCupy:
-    """``directory``: where to compile the kernels; None: the references take their place."""
+    """``directory``: where to compile the kernels; None: the references take their place. Making
+    one forgets what was under way on the current stream: an earlier test's memory is gone."""
+
+    __version__ = "0"
 
     def __init__(self, directory: Path | None) -> None:
         self.cuda = Cuda()
+        Stream.current[:] = [Stream()]
         self._directory = directory
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> RawModule:  # noqa: N802
@@ -268,4 +318,19 @@ class FakeCupy:
 
     def ndarray(self, shape: tuple[int, ...], dtype: str, pointer: MemoryPointer) -> Any:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return _at(pointer.ptr, size).view(dtype).reshape(shape)
+        return at(pointer.ptr, size).view(dtype).reshape(shape)
+
+    def RawKernel(self, code: str, name: str) -> Callable[..., None]:  # noqa: N802
+        """One that takes time, and does nothing else."""
+        assert f"__global__ void {name}(" in code
+        return lambda *_: Stream.current[-1].put(lambda: None)
+
+    def asarray(self, host: Any) -> Array:
+        return Array(host)
+
+    def zeros(self, size: int, dtype: Any) -> Array:
+        return Array(np.zeros(size, dtype))
+
+    def asnumpy(self, array: Array) -> Any:
+        Stream.current[-1].synchronize()
+        return at(array.data.ptr, array.size).copy()

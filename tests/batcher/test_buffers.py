@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import weakref
 from dataclasses import dataclass
 from random import Random
 
@@ -167,6 +168,44 @@ async def test_closing_refuses_waiters_and_closes_buffers_as_they_return() -> No
     granted.release()
     pool.close()
     assert [each.closed for each in buffers] == [1, 1]
+
+
+async def test_a_lost_buffer_is_not_freed() -> None:
+    """A model server may have its memory open, and CUDA says nothing good of freeing it then."""
+    pool = Pool([Counted()])
+    seen = weakref.ref((await pool.lease()).buffer)
+    gc.collect()
+    pool.close()
+    assert pool.lost == 1
+    kept = seen()
+    assert kept is not None
+    assert kept.closed == 0
+
+
+async def test_a_buffer_that_cannot_be_closed_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Counted):
+        def close(self) -> None:
+            raise RuntimeError("cudaErrorIllegalAddress")
+
+    last = Counted()
+    pool = Pool([Counted(), Broken(), last])
+    lease, returned = await pool.lease(), await pool.lease()
+    pool.close()
+    assert last.closed == 1
+    returned.release()
+    lease.release()
+    assert caplog.text.count("could not be closed") == 1
+    assert pool.in_use == 0
+    pool = Pool([Broken()])
+    lease = await pool.lease()
+    waiter = asyncio.create_task(pool.lease())
+    await rounds()
+    lease.release()
+    pool.close()
+    (await waiter).release()
+    assert caplog.text.count("could not be closed") == 2
 
 
 def test_an_empty_pool_would_never_serve() -> None:

@@ -195,22 +195,6 @@ def test_two_models_are_not_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "known"),
-    [
-        ({}, True),
-        ({b"content-type": b"Application/JSON; charset=UTF-8"}, True),
-        ({b"content-type": b'application/json;charset="utf-8"'}, True),
-        ({b"content-type": b"application/json", b"content-encoding": b"identity"}, True),
-        ({b"content-type": b"application/json; charset=utf-16"}, False),
-        ({b"content-type": b"application/x-www-form-urlencoded"}, False),
-        ({b"content-type": b"application/json", b"content-encoding": b"gzip"}, False),
-    ],
-)
-def test_heads(head: dict[bytes, bytes], known: bool) -> None:
-    assert (read('{"instances":[1]}', head=head) is not None) is known
-
-
-@pytest.mark.parametrize(
     "body",
     [
         "[1]", "1", "null", "{}", "[" * 100_000, '{"instances": []}', '{"instances": {}}',
@@ -327,30 +311,6 @@ def test_a_compressed_answer_is_not_divided() -> None:
             [call('{"instances": [1]}')],
             Message([b'{"predictions": [1]}'], {b"content-encoding": b"gzip"}),
         )
-
-
-@pytest.mark.parametrize(
-    ("value", "held"),
-    [
-        ('"a [b]"', False), ("7", False), ("[]", False), ('{"name": "m", "labels": []}', False),
-        ("[1, 2]", True), ('{"scores": {"x": [1]}}', True), ('[[], {"a": "["}]', True),
-    ],
-)  # fmt: skip
-def test_a_list_that_may_be_somebody_elses_is_given_to_nobody(value: str, held: bool) -> None:
-    calls = [call('{"instances": [1]}'), call('{"instances": [2]}')]
-    text = answer('{"predictions": [1, 2], "other": ' + value + "}")
-    if held:
-        with pytest.raises(BadAnswerError, match=r"^other: "):
-            CODEC.divide(calls, text)
-    else:
-        for reply in CODEC.divide(calls, text):
-            assert json.loads(reply.body)["other"] == json.loads(value)
-
-
-def test_a_single_caller_gets_all_there_is() -> None:
-    text = answer('{"scores": [0.1], "predictions": [1], "deployed": {"v": [2]}}')
-    (reply,) = CODEC.divide([call('{"instances": [1]}')], text)
-    assert reply.body == b'{"scores":[0.1],"predictions":[1],"deployed":{"v": [2]}}'
 
 
 # -- a model in the sidecar ------------------------------------------------------------------------

@@ -334,17 +334,6 @@ def test_a_server_that_answers_numbers_is_passed_on() -> None:
     ]
 
 
-def test_other_fields_of_the_answer_go_to_all() -> None:
-    calls = [call(input="a"), call(input="b")]
-    for reply in CODEC.divide(calls, serve_marks(id="e-1", created=7, meta={"v": [], "w": 1})):
-        body = json.loads(reply.body)
-        assert (body["id"], body["created"], body["meta"]) == ("e-1", 7, {"v": [], "w": 1})
-
-
-def serve_marks(**others: Any) -> Message:
-    return answer(data=rows(0, 1, embedding=in_base64([1.0])), **others)
-
-
 # -- a model in the sidecar ------------------------------------------------------------------------
 
 
