@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from gateway.config_nodes import Path
 
 SHARED = ("system_shared_memory", "cuda_shared_memory")
+OWN = frozenset((
+    "accept-encoding", "connection", "host", "inference-header-content-length", "te", "trailer",
+    "transfer-encoding", "upgrade", "traceparent", "tracestate", "x-request-id",
+))  # fmt: skip
+"""Headers that a batch has of its own, or that speak of one message only."""
 
 
 def check_batching(config: Config, found: "Converter") -> None:
@@ -35,6 +40,7 @@ class _Check:
 
     def all(self) -> None:
         self._sizes()
+        self._headers()
         self._packing()
         self._runner()
         if self._batching.runner in (*SHARED, "auto"):
@@ -66,6 +72,11 @@ class _Check:
             self._error("preferred", "expected growing numbers")
         if batching.max_delay > batching.target:
             self._warn("max_delay", "a wait that is longer than the target of a whole batch")
+
+    def _headers(self) -> None:
+        for name in self._batching.headers:
+            if name.startswith("content-") or name in OWN:
+                self._error("headers", f"the header {name!r} is the batch's own")
 
     def _packing(self) -> None:
         batching = self._batching

@@ -15,10 +15,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from gpu_batcher.api import Codec, Job, Reply, Runner, Send, TensorCodec
 from gpu_batcher.buffers import Pool
+from gpu_batcher.codecs.registry import is_tensor_codec
 from gpu_batcher.device import CupyDevice
 from gpu_batcher.host import DeviceError, HostDevice
 from gpu_batcher.runners import Follows, HttpRunner
@@ -76,40 +77,44 @@ class Parts:
 
 def choose(kind: Kind, parts: Parts) -> ChosenRunner:
     """Allocates the buffers of the HTTP runner: ``slots`` of ``inputs`` bytes, where the format has
-    tensors. Call it on the event loop."""
-    tensors = hasattr(parts.codec, "head")
-    device = HostDevice()
-    pool = Pool([device.allocate(parts.inputs) for _ in range(parts.slots)]) if tensors else None
-    http = HttpRunner(parts.codec, parts.packing, pool, device, parts.send, parts.follows)
+    tensors. Call it on the event loop. Raises ValueError for a runner that the format cannot
+    have."""
+    codec, device = parts.codec, HostDevice()
+    tensors = codec if is_tensor_codec(codec) else None
+    buffers = [device.allocate(parts.inputs) for _ in range(parts.slots)] if tensors else []
+    pool = Pool(buffers) if buffers else None
+    http = HttpRunner(codec, parts.packing, pool, device, parts.send, parts.follows)
 
     async def system() -> Runner:
+        assert tensors is not None
         regions = SystemRegions(parts.slots, parts.mode, parts.directory)
-        return await _opened(parts, regions, http)
+        return await _opened(parts, tensors, regions, http)
 
     async def cuda() -> Runner:
+        assert tensors is not None
         if parts.device == "host":
             raise DeviceError("the device is the host")
         device = await asyncio.to_thread(CupyDevice, parts.gpu, parts.copiers)
         try:
             regions = CudaRegions(device, parts.server_gpu, parts.directory)
-            return await _opened(parts, regions, http)
+            return await _opened(parts, tensors, regions, http)
         except BaseException:
             device.close()
             raise
 
     openers: dict[str, Opener] = {"cuda_shared_memory": cuda, "system_shared_memory": system}
-    if kind == "http" or (kind == "auto" and not tensors):
+    if kind == "http" or (kind == "auto" and tensors is None):
         openers = {}
     elif kind != "auto":
         openers = {kind: openers[kind]}
-    if openers and not tensors:
-        raise ValueError(f"runner {kind}: {parts.codec.name} has no tensors to be shared")
+    if openers and tensors is None:
+        raise ValueError(f"runner {kind}: {codec.name} has no tensors to be shared")
     return ChosenRunner(http, openers, insist=kind != "auto", sleep=parts.sleep)
 
 
-async def _opened(parts: Parts, regions: Regions, http: Runner) -> Runner:
+async def _opened(parts: Parts, codec: TensorCodec, regions: Regions, http: Runner) -> Runner:
     runner = SharedMemoryRunner(
-        cast("TensorCodec", parts.codec),
+        codec,
         parts.packing,
         regions,
         parts.send,

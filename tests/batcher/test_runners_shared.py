@@ -51,7 +51,7 @@ def runner_of(
     device = HostDevice()
     pool = Pool([device.allocate(1024)])
     http = HttpRunner(CODEC, PACKING, pool, device, server.send, FOLLOWS)
-    regions = SystemRegions(slots, directory=server.directory)
+    regions = options.pop("regions", None) or SystemRegions(slots, directory=server.directory)
     return SharedMemoryRunner(
         CODEC,
         PACKING,

@@ -21,7 +21,7 @@ from tests.triton.client import Triton
 SLOW = 0.6
 """Seconds: an inference that is still under way when a test's next request has long been answered,
 also on a machine that is busy."""
-INSTALL = "pip install -e '.[triton]' && python -m loadtests.oip triton --install"
+INSTALL = "make triton ARGS=--install"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def missing(why: Exception) -> NoReturn:
-    text = f"{why} ({INSTALL})"
+    text = str(why) if isinstance(why, MissingError) else f"{why}: {INSTALL}"
     if os.environ.get("TAILRACE_TRITON") == "required":
         pytest.fail(text)
     pytest.skip(text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import shared_memory
 from typing import Any
 
 import numpy as np
@@ -204,8 +204,6 @@ async def test_an_unlinked_region_works_until_it_is_unregistered(
     source, sink = placed
     for each in placed:
         each.memory.unlink()
-        # unlink has told the tracker, which is told again by the fixture
-        resource_tracker.register(f"/{each.name}", "shared_memory")
     answer = await triton.infer(
         "elementwise", inference(where(source.name, 128), where(sink.name, 128))
     )
