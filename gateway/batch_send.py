@@ -5,7 +5,8 @@ has what the members agree on (target, credentials, the headers that the route n
 that is one member's own: request id, trace and client are the batch's.
 
 A batch that kills its server is suspected here: its request had left whole, the connection broke
-without an answer, and the next attempt to connect there was refused.
+without an answer, and the next attempt to connect there was refused (by the pool at once, where the
+connection was a kept one).
 """
 
 from __future__ import annotations
@@ -140,6 +141,9 @@ class Deaths:
         now, exchange = self._clock.now(), attempt.exchange
         where = attempt.endpoint
         if outcome.reason is Reason.CONNECT_FAILED:
+            if outcome.complete and isinstance(exchange, BatchExchange):
+                # It had left whole on a kept connection, which broke; the pool tried another one.
+                self._killed(exchange.marks(), now)
             found = [each for each in self._suspects if each[0] == where]
             for each in found:
                 self._suspects.remove(each)
@@ -219,7 +223,8 @@ class BatchSend:
         theirs = first.exchange
         body = b"".join(message.body)
         told = theirs.request
-        fields = first.fields + [field(name, value) for name, value in message.head.items()]
+        fields = [each for each in first.fields if each[0] not in message.head]
+        fields += [field(name, value) for name, value in message.head.items()]
         index = {lower: value for lower, value, _, _ in fields}
         request = Request(b"POST", told.target, 1, fields, index, told.host, len(body))
         collector = Collector(self._most)
@@ -228,7 +233,7 @@ class BatchSend:
             RequestBody(len(body), self._store, _SOURCE, body),
             collector,
             "unknown",  # of several: X-Forwarded-For has this word for it (RFC 7239 6.2)
-            True,
+            all(caller.exchange.trusted for caller in job.origins),
             theirs.secure,
             self._clock.now(),
         )

@@ -65,6 +65,12 @@ class BatchLine:
             _KEY,
         )
 
+    def serve(self, route: BoundRoute, fair_by: bytes | None) -> None:
+        """Go on for another configuration's route, from the next request on. ``fair_by``: the
+        header that names the tenant."""
+        self.batching.rewrite = route.rewrite
+        self.batching.fair_by = fair_by
+
     def use(
         self,
         route: BoundRoute,
@@ -73,8 +79,7 @@ class BatchLine:
         endpoints: Callable[[], Mapping[str, Endpoint]],
         headers: Mapping[str, str],
     ) -> None:
-        """Go on with the chains of another configuration, from the next request on."""
-        self.batching.rewrite = route.rewrite
+        """Go on with its chains."""
         self.control.use(endpoints, headers)
         self.send.use(route, attempts, once)
 

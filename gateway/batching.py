@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from filters.api import FAILED, OK, Clock, Exchange, Outcome, Reason, Reject, Service
+from filters.tenants import tenant_of
 from gateway.batch_stats import BatchStats
 from gateway.fields import Field, lines_of
 from gateway.headers import debug_lines
@@ -23,7 +24,7 @@ from gpu_batcher.flight import RefusedError, Terms, Why
 
 if TYPE_CHECKING:
     from gateway.config_batching import Batching as Config
-    from gpu_batcher.api import Codec, Reply
+    from gpu_batcher.api import Call, Codec, Reply
     from gpu_batcher.coalescer import Coalescer
     from gpu_batcher.flight import Flight
     from gpu_batcher.packing import Packing
@@ -32,7 +33,8 @@ log = logging.getLogger("tailrace")
 
 CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"cookie")
 """Who is asking: calls that differ in one of these are never joined, whatever the route says."""
-_NOT_OURS = frozenset((b"x-request-id", b"content-length"))
+_OURS = frozenset((b"x-request-id", b"content-length"))
+"""Of an answer's head: written here, whatever the upstream says."""
 
 
 class Caller:
@@ -71,6 +73,7 @@ class Batching:
         self.alone = 0
         self.malformed = 0
         self.rewrite: Callable[[bytes], bytes] | None = None
+        self.fair_by: bytes | None = None
         self._codec = codec
         self._packing = packing
         self._clock = clock
@@ -84,66 +87,70 @@ class Batching:
 
     async def __call__(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
         request = exchange.request
-        most = self.config.max_request
-        if request.method != b"POST" or exchange.upgrade or (request.length or 1) > most:
-            return await self._pass(exchange, next)
-        self._inside += 1
-        try:
-            body = await exchange.body.whole()
-            if body is None or not 0 < len(body) <= most:
-                return await self._pass(exchange, next)
-            target = request.target if self.rewrite is None else self.rewrite(request.target)
+        if request.method == b"POST" and not exchange.upgrade and self._small(request.length or 1):
+            self._inside += 1
             try:
-                call = self._codec.read(target, request.index, memoryview(body))
-                if call is not None:
-                    self._packing.check(call)
-            except BadRequestError as error:
-                self.malformed += 1
-                raise Reject(Reason.MALFORMED, str(error)) from None
-            config = self.config
-            if call is None or call.rows > config.max_rows or call.size > config.max_bytes:
-                return await self._pass(exchange, next)
-            index = request.index
-            values = tuple([index.get(name) for name in self._joined_by])
-            fields = [each for each in request.fields if each[0] in self._joined_by]
-            caller = Caller(exchange, fields, body, self._key)
-            join = (request.host, exchange.secure, values)
-            terms = Terms(
-                caller,
-                caller.mark,
-                join,
-                exchange.priority,
-                exchange.tenant,
-                exchange.deadline,
-                partial(_taken, exchange, self._clock.now()),
-            )
-            try:
-                reply = await self.coalescer.submit(call, terms)
+                member = await self._read(exchange)
+                if member is not None:
+                    return self._answer(exchange, await self.coalescer.submit(*member))
             except RefusedError as error:
                 raise refusal(error) from None
-            return self._answer(exchange, reply)
-        finally:
-            self._inside -= 1
-            if self._retired and not self._inside:
-                self._close()
-
-    async def _pass(self, exchange: Exchange, next: Service[Exchange, Outcome]) -> Outcome:  # noqa: A002
+            finally:
+                self._inside -= 1
+                if self._retired:
+                    self._left()
         self.alone += 1
         return await next(exchange)
 
+    def _small(self, size: int) -> bool:
+        return 0 < size <= self.config.max_request
+
+    async def _read(self, exchange: Exchange) -> tuple[Call, Terms] | None:
+        """What it asks for, once all of it is here. None: it goes alone. Raises Reject."""
+        request = exchange.request
+        body = await exchange.body.whole()
+        if exchange.body.aborted:  # its client is gone, and this is about to be cancelled
+            raise asyncio.CancelledError
+        if body is None or not self._small(len(body)):
+            return None
+        target = request.target if self.rewrite is None else self.rewrite(request.target)
+        try:
+            call = self._codec.read(target, request.index, memoryview(body))
+            if call is not None:
+                self._packing.check(call)
+        except BadRequestError as error:
+            self.malformed += 1
+            raise Reject(Reason.MALFORMED, str(error)) from None
+        config = self.config
+        if call is None or call.rows > config.max_rows or call.size > config.max_bytes:
+            return None
+        index = request.index
+        values = tuple([index.get(name) for name in self._joined_by])
+        fields = [each for each in request.fields if each[0] in self._joined_by]
+        caller = Caller(exchange, fields, body, self._key)
+        return call, Terms(
+            caller,
+            caller.mark,
+            (request.host, exchange.secure, values),
+            exchange.priority,
+            tenant_of(exchange, self.fair_by),
+            exchange.deadline,
+            partial(_taken, exchange, self._clock.now()),
+        )
+
     def _answer(self, exchange: Exchange, reply: Reply) -> Outcome:
         """Commit its own part of the answer. There is no way back from here."""
-        lines = lines_of([each for each in reply.head.items() if each[0] not in _NOT_OURS])
+        ours = _OURS
+        if exchange.lines:  # two answers to one question help nobody
+            ours = ours | {line.partition(b":")[0] for line in exchange.lines.split(b"\r\n")}
+        lines = lines_of([each for each in reply.head.items() if each[0] not in ours])
         lines += b"x-request-id: %b\r\n%b" % (exchange.request_id, exchange.lines)
         if exchange.route.debug:
             lines += debug_lines(exchange)
         exchange.first_byte = self._clock.now()
         exchange.downstream.start(reply.status, lines, len(reply.body))
         exchange.downstream.finish(reply.body, [])
-        if reply.status < 500:
-            return Outcome(OK, reply.status)
-        exchange.reason = Reason.UPSTREAM_STATUS
-        return Outcome(FAILED, reply.status, Reason.UPSTREAM_STATUS)
+        return Outcome(OK if reply.status < 500 else FAILED, reply.status)
 
     def _watch(self, flight: Flight, now: float) -> None:
         self.stats.ended(flight, now)
@@ -151,14 +158,23 @@ class Batching:
     # -- life ----------------------------------------------------------------------------------
 
     def retire(self) -> None:
-        """A reload has put another one in its place: close when the last exchange has left."""
+        """A reload has put another one in its place: close when the last exchange has left. One
+        that began just before takes its first step in the next turn of the event loop."""
         self._retired = True
+        asyncio.get_running_loop().call_soon(self._left)
+
+    def _left(self) -> None:
         if not self._inside:
             self._close()
 
     def _close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self.coalescer.close())
+
+    @property
+    def closed(self) -> bool:
+        """Everything was given back."""
+        return self._closing is not None and self._closing.done()
 
     async def close(self) -> None:
         """Give up what is under way, and give everything back."""

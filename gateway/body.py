@@ -156,6 +156,7 @@ class RequestBody:
         may be kept, or its client broke off. Nothing is lost by asking, an attempt can follow."""
         if not self.complete and not self.aborted and not self._too_large():
             self._source.body_wanted()
+            self._source.resume()  # it paused if all bodies together were too large for a while
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

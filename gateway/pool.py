@@ -98,8 +98,8 @@ class Pool:
                         Kind.FAILED,
                         0,
                         error.reason,
-                        sent=False,
-                        complete=False,
+                        sent=replayed,
+                        complete=replayed and exchange.body.complete,
                         detail=error.detail,
                     )
                 now = self.clock.now()

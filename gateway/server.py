@@ -78,6 +78,7 @@ class Server:
                 await self._bind(listener)
         except BaseException:
             self._close_listeners()
+            await self.wiring.close()
             raise
         self._list_addresses()
         self.ready = True

@@ -90,8 +90,13 @@ class Wiring:
         self._previous = previous
         self._pending: list[Callable[[], None]] = []
         self._made: list[BatchLine] = []
+        self.retired: list[BatchLine] = []
         named = zip(config.routes, names(config.routes), strict=True)
-        routes = [(route, self._bind(route, name)) for route, name in named]
+        try:
+            routes = [(route, self._bind(route, name)) for route, name in named]
+        except BaseException:
+            self.abandon()
+            raise
         self._retire_batches(previous)
         self._previous = None
         self.router: Router[BoundRoute] = Router(routes)
@@ -112,9 +117,9 @@ class Wiring:
 
     async def close(self) -> None:
         """Give up the batches that are under way, and give back what they were made with."""
-        for each in self.filters.values():
-            if each.batches is not None:
-                await each.batches.batching.close()
+        lines = [each.batches for each in self.filters.values() if each.batches is not None]
+        for line in (*lines, *self.retired):
+            await line.batching.close()
 
     @property
     def retries(self) -> dict[str, retry.Retry]:
@@ -145,7 +150,9 @@ class Wiring:
         )
         bound.debug = self.config.telemetry.debug_headers
         if route.batching is not None:
-            parts.batches = self._batches(route.batching, before)
+            line = parts.batches = self._batches(route.batching, before)
+            fair_by = None if filters.admission is None else header_of(filters.admission.fair_by)
+            self._use(line, partial(line.serve, bound, fair_by))
         if not cluster:  # the model lives in this process
             order = self._exchange_chain(filters, parts, before)
             bound.service = chain(order, _only_batches)
@@ -160,10 +167,7 @@ class Wiring:
             use = partial(
                 parts.batches.use, bound, attempts, once, lambda: upstream.endpoints, headers
             )
-            if parts.batches in self._made:
-                use()
-            else:
-                self._pending.append(use)
+            self._use(parts.batches, use)
         bound.service = chain(order, Forward(attempts))
         return bound
 
@@ -178,6 +182,13 @@ class Wiring:
         self._made.append(made)
         return made
 
+    def _use(self, line: BatchLine, use: Callable[[], None]) -> None:
+        """At once where nobody is in it yet."""
+        if line in self._made:
+            use()
+        else:
+            self._pending.append(use)
+
     def _retire_batches(self, previous: Wiring | None) -> None:
         """Those of before that are not taken over end with the exchanges that are in them."""
         if previous is None:
@@ -186,6 +197,8 @@ class Wiring:
         for each in previous.filters.values():
             if each.batches is not None and each.batches not in kept:
                 self._pending.append(each.batches.batching.retire)
+                self.retired.append(each.batches)
+        self.retired += [line for line in previous.retired if not line.batching.closed]
 
     def _exchange_chain(
         self, filters: Filters, parts: RouteFilters, before: RouteFilters

@@ -161,6 +161,7 @@ class PythonRunner:
         self._pool = pool
         self._device = device
         self._follows = follows or {}
+        self._closed = False
         self._workers = Workers(threads)
         if isinstance(function, str):
             self._function = self._workers.submit(lambda: load(function))
@@ -174,6 +175,8 @@ class PythonRunner:
 
     async def run(self, job: Job) -> list[Reply]:
         """See ``Runner``."""
+        if self._closed:
+            raise NoAnswerError(PoolClosedError("the runner is closed"), begun=False)
         try:
             await self.ready()
         except LoadError as error:
@@ -192,6 +195,7 @@ class PythonRunner:
     async def close(self) -> None:
         """Waits a while for the function to return; if it does not, its thread is left to die with
         the process."""
+        self._closed = True
         ended = await asyncio.to_thread(self._workers.close, FAREWELL)
         if not ended:
             log.warning("the model function does not return, and is left behind")

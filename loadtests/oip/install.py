@@ -34,7 +34,7 @@ def triton_folder() -> Path:
     """Triton's files, and its NumPy. Raises MissingError."""
     place = SERVERS / "triton"
     if not (place / _DONE).is_file():
-        raise MissingError("Triton is not installed: python -m loadtests.oip triton --install")
+        raise MissingError("Triton is not installed: make triton ARGS=--install")
     return place
 
 
@@ -72,7 +72,7 @@ def mlserver_program() -> Path:
     """Raises MissingError."""
     program = SERVERS / "mlserver/bin/mlserver"
     if not (SERVERS / "mlserver" / _DONE).is_file():
-        raise MissingError("MLServer is not installed: python -m loadtests.oip mlserver --install")
+        raise MissingError("MLServer is not installed: make mlserver ARGS=--install")
     return program
 
 

@@ -98,11 +98,6 @@ class Triton:
             "GET", f"{SHARED}/region/{name}/status" if name else f"{SHARED}/status"
         )
 
-    async def executed(self, model: str) -> int:
-        """How many calls the model has had so far."""
-        answer = await self.send("GET", f"/v2/models/{model}/stats")
-        return int(answer.json["model_stats"][0]["execution_count"])
-
 
 def asked(
     model: str,

