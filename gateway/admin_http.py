@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from gateway import admin_views, exposition
+from gateway import admin_dashboard, admin_views, exposition
 from gateway.admin_rules import Asked, Listening, Refusal, judge
 from gateway.collect import collect
 
@@ -40,6 +40,7 @@ class Pages:
         """All pages, under the rules for the listener that ``at`` tells of."""
         app = web.Application(middlewares=[self._guard(at)], client_max_size=64 * 1024)
         app.router.add_get("/", self._index)
+        admin_dashboard.Dashboard(self._server).add_to(app)
         app.router.add_get("/config", self._config)
         app.router.add_get("/clusters", self._clusters)
         app.router.add_get("/filters", self._filters)
@@ -84,6 +85,8 @@ class Pages:
                 except Exception:
                     log.exception("admin: %s failed", request.path)
                     response = _error(500, "internal", "see the gateway's log")
+            if response.prepared:  # a stream that is over
+                return response
             response.headers["Server"] = "tailrace"
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Content-Type-Options"] = "nosniff"
@@ -99,6 +102,8 @@ class Pages:
     # -- pages -----------------------------------------------------------------------------------
 
     async def _index(self, request: web.Request) -> web.Response:
+        if admin_dashboard.wants_page(request):
+            return await admin_dashboard.file(request)
         return _json(admin_views.index())
 
     async def _livez(self, request: web.Request) -> web.Response:

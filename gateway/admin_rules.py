@@ -45,6 +45,8 @@ class Listening(NamedTuple):
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 PROBES = frozenset(("/livez", "/readyz", "/metrics"))
 """Open to everybody who reaches the listener: they change nothing and name no secrets."""
+PAGE = "/dashboard/"
+"""Where the files of the dashboard's page lie, which asks for the token. ``/`` is the page too."""
 
 
 def judge(asked: Asked, at: Listening, token: str | None) -> Refusal | None:
@@ -59,6 +61,8 @@ def judge(asked: Asked, at: Listening, token: str | None) -> Refusal | None:
     if changes and asked.origin is not None and not _same(asked.origin, asked.host):
         return Refusal(403, "foreign_origin", "a page of another origin may not change anything")
     if at.unix or at.local:
+        return None
+    if not changes and (asked.path == "/" or asked.path.startswith(PAGE)):
         return None
     if token is None:
         return Refusal(403, "no_token", "off loopback this needs admin.token in the configuration")

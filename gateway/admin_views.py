@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gateway.endpoint import Endpoint
     from gateway.membership import Membership
     from gateway.server import Server
+    from gateway.wiring import RouteFilters
 
 PLACES = {
     "GET /livez": "200 while the event loop runs",
@@ -23,6 +24,9 @@ PLACES = {
     "GET /metrics": "Prometheus metrics",
     "GET /config": "the effective configuration, and how its last reload went",
     "GET /clusters": "endpoints: state, why, until when, load, latency, connections",
+    "GET /dashboard.json": "what the dashboard shows: ten minutes, headline, events, routes",
+    "GET /events": "the same as a stream of server-sent events, a message a second",
+    "GET /explain": "?request_id=ID: what became of an unusual exchange, and why",
     "GET /filters": "per route: limits, queues, refused shares, budgets; the gateway's own health",
     "POST /clusters/NAME/endpoints/ADDRESS/eject": "send it nothing for an hour, if others can",
     "POST /clusters/NAME/endpoints/ADDRESS/restore": "end an ejection",
@@ -115,19 +119,22 @@ FILTERS = ("deadline", "priority", "rate_limit", "load_shed", "gate", "retry", "
 def filters(server: Server) -> dict[str, object]:
     """What each filter of each route has learned and decided. About 50 us a route, and up to 1 ms
     for one that is overloaded."""
-    now, wiring = server.clock.now(), server.wiring
-    routes: dict[str, dict[str, object]] = {}
-    for name, parts in wiring.filters.items():
-        shown = routes[name] = {"cluster": parts.cluster}
-        for part in FILTERS:
-            each = getattr(parts, part)
-            key = "admission" if part == "gate" else part
-            shown[key] = "off" if each is None else _plain(each.describe(now))
-        budget = wiring.budgets.get(name)
-        if parts.batches is not None:
-            shown["batching"] = _plain(parts.batches.batching.describe(now))
-        shown["budget"] = "off" if budget is None else _plain(budget.describe(now))
+    now = server.clock.now()
+    routes = {name: route(parts, now) for name, parts in server.wiring.filters.items()}
     return {"gateway": _plain(server.vitals.describe()), "routes": routes}
+
+
+def route(parts: RouteFilters, now: float) -> dict[str, Any]:
+    """The filters of one route."""
+    shown: dict[str, Any] = {"cluster": parts.cluster}
+    for part in FILTERS:
+        each = getattr(parts, part)
+        key = "admission" if part == "gate" else part
+        shown[key] = "off" if each is None else _plain(each.describe(now))
+    if parts.batches is not None:
+        shown["batching"] = _plain(parts.batches.batching.describe(now))
+    shown["budget"] = "off" if parts.budget is None else _plain(parts.budget.describe(now))
+    return shown
 
 
 def _plain(told: Any) -> Any:

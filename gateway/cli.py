@@ -1,4 +1,4 @@
-"""The command ``tailrace``: run, check, config, schema, demo.
+"""The command ``tailrace``: run, check, config, schema, explain, top, demo.
 
 Exit codes: 0 ok; 1 could not start (restarting blindly will not help); 2 wrong usage or
 configuration; 3 a drain was forced. Each command imports what it needs when it is called: a
@@ -126,6 +126,66 @@ def schema() -> None:
     from gateway.schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))
+
+
+@main.command()
+@click.argument("config", type=_FILE)
+@click.option("--method", default="GET", show_default=True)
+@click.option("--path", default="/", show_default=True, help="With a query, if there is one.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated."
+)
+@click.option("--client", default="127.0.0.1", show_default=True, help="The client's address.")
+@click.option("--body-bytes", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--json", "as_json", is_flag=True)
+def explain(
+    config: Path,
+    method: str,
+    path: str,
+    headers: tuple[str, ...],
+    client: str,
+    body_bytes: int,
+    as_json: bool,
+) -> None:
+    """Say how a request would be routed and filtered by the file CONFIG, without sending it.
+
+    \b
+    tailrace explain tailrace.yaml --method POST --path /v1/chat/completions \\
+        --header 'x-request-priority: sheddable' --body-bytes 2000
+
+    Values of headers are not printed. What became of a request that was sent: /explain on the
+    admin listener. The exit code is 0 whether or not it would be refused.
+    """
+    from gateway.explain_request import explain as decide
+    from gateway.explain_request import head, rendered
+
+    loaded = _load(config)[0]
+    try:
+        told = decide(loaded, head(method, path, headers), client, body_bytes)
+    except ValueError as error:
+        raise click.UsageError(f"--client: {error}") from None
+    if as_json:
+        import msgspec
+
+        rows = [row._asdict() for row in told.rows]
+        data = {**told._asdict(), "rows": rows}
+        click.echo(msgspec.json.format(msgspec.json.encode(data)).decode())
+    else:
+        click.echo(rendered(told))
+
+
+@main.command()
+@click.argument("admin", metavar="[ADMIN-URL]", default="http://127.0.0.1:9901")
+@click.option("--token", metavar="FILE", type=_FILE, help="Holds admin.token, if it asks for one.")
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+def top(admin: str, token: Path | None, once: bool) -> None:
+    """Watch a running gateway in this terminal: what its dashboard shows, as text.
+
+    ADMIN-URL is where its admin listener is: http://127.0.0.1:9901 or unix:PATH. Ctrl-C ends it.
+    """
+    from gateway.top import run as watch
+
+    sys.exit(watch(admin, token, once))
 
 
 @main.command()

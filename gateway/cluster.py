@@ -29,6 +29,7 @@ from gateway.retry_after import retry_after
 log = logging.getLogger("tailrace")
 
 _IGNORED = Outcome(Kind.IGNORED)
+LONGEST_NOTE = 200
 LOAD_STATUSES = (429, 503)
 UNSURE = 1.0
 """Seconds of Retry-After while a probe is under way."""
@@ -279,6 +280,8 @@ class Cluster:
         try:
             outcome = await endpoint.pool.send(attempt)
         except BaseException:
+            if exchange.attempts > 1:
+                self._note(attempt, None)
             permit.release(_IGNORED)
             raise
         answer = outcome.answer
@@ -288,13 +291,17 @@ class Cluster:
                     standing.probe = None
                 outcome.kind = Kind.PUSHED_BACK
                 self._pushed_back(endpoint, None, self.clock.now())
+            self._note(attempt, outcome)
             permit.release(outcome)
             return outcome
         outcome.permit = permit
         status = outcome.status
         if status == 429 or status >= 500:
             self._refused(endpoint, permit, outcome, answer.headers)
+            self._note(attempt, outcome)
             return outcome
+        if exchange.attempts > 1:
+            self._note(attempt, outcome)
         first = answer.first_byte
         if first is not None:
             permit.seconds = first - now
@@ -311,6 +318,18 @@ class Cluster:
         if standing.probe is permit:
             self.probed(endpoint, OK, self.clock.now(), ended=False)
         return outcome
+
+    def _note(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        """For whoever asks why: not for a first attempt that goes well."""
+        result = "given up"
+        if outcome is not None:
+            result = f"head {outcome.status}" if outcome.answer else str(outcome.reason)
+            if outcome.detail:
+                result += f": {outcome.detail}"
+        what = f"attempt {attempt.number}"
+        attempt.exchange.note(
+            self.clock.now(), what, attempt.endpoint, attempt.started, result[:LONGEST_NOTE]
+        )
 
     def _refused(
         self, endpoint: Endpoint, permit: Permit, outcome: Outcome, headers: Headers

@@ -59,17 +59,27 @@ def _batches(families: Families, server: Server) -> None:
 
 
 def _exchanges(families: Families, server: Server) -> None:
-    requests = families.counter("requests_total", "Exchanges that ended, refused ones included.")
+    requests = families.counter(
+        "requests_total",
+        "Exchanges that ended, refused ones included; reason is empty for what went well.",
+        "route cluster code reason priority",
+    )
     durations = families.histogram(
-        "request_duration_seconds", "From the request's head to the last byte of the answer."
+        "request_duration_seconds",
+        "From the request's head to the last byte of the answer.",
+        "route",
     )
     first_bytes = families.histogram(
-        "first_byte_seconds", "From the request's head to the first byte of the answer's body."
+        "first_byte_seconds",
+        "From the request's head to the first byte of the answer's body.",
+        "route",
     )
     queue_waits = families.histogram(
-        "queue_wait_seconds", "Of exchanges that waited for a permit and got it."
+        "queue_wait_seconds",
+        "Of exchanges that waited for a permit and got it; who waited in vain is not in it.",
+        "route",
     )
-    in_flight = families.gauge("in_flight", "Exchanges under way, waiting ones included.")
+    in_flight = families.gauge("in_flight", "Exchanges under way, waiting ones included.", "route")
     for name, counters in server.telemetry.metrics.routes.items():
         for (cluster, code, reason, priority), count in counters.requests.items():
             requests.add(
@@ -84,24 +94,43 @@ def _exchanges(families: Families, server: Server) -> None:
         first_bytes.add_histogram(counters.first_bytes, route=name)
         queue_waits.add_histogram(counters.queue_waits, route=name)
         in_flight.add(counters.in_flight, route=name)
-    refused = families.counter("refused_total", "Refusals before a request became an exchange.")
+    refused = families.counter(
+        "refused_total", "Refusals before a request became an exchange.", "reason"
+    )
     for each, count in server.telemetry.metrics.refused.items():
         refused.add(count, reason=each.value)
 
 
 def _admission(families: Families, server: Server) -> None:
-    limit = families.gauge("limit", "Permits of the route: what it may have in flight.")
-    permits = families.gauge("permits", "Permits given out and not come back yet.")
-    waiting = families.gauge("queue_length", "Exchanges that wait for a permit, by class.")
-    overloaded = families.gauge("overloaded", "1 while the queue stands and arrivals are shed.")
-    overloads = families.counter("overloads_total", "How often that began.")
+    limit = families.gauge("limit", "Permits of the route: what it may have in flight.", "route")
+    permits = families.gauge(
+        "permits",
+        "Permits given out and not come back yet: what is in flight at the cluster.",
+        "route",
+    )
+    saturation = families.gauge(
+        "admission_saturation",
+        "(permits + waiting) / limit. Above 1 exchanges wait; made for autoscaling.",
+        "route",
+    )
+    waiting = families.gauge(
+        "queue_length", "Exchanges that wait for a permit, by class.", "route priority"
+    )
+    overloaded = families.gauge(
+        "overloaded", "1 while the queue stands and arrivals are shed.", "route"
+    )
+    overloads = families.counter("overloads_total", "How often that began.", "route")
     now = server.clock.now()
     for route, filters in _routes(server):
         gate = filters.gate
         if gate is None:
             continue
-        limit.add(gate.limit.value, route=route)
+        value = gate.limit.value
+        limit.add(value, route=route)
         permits.add(gate.in_flight, route=route)
+        # Those that share ``other`` have no saturation: adding theirs up would say nothing.
+        if route != OTHER:
+            saturation.add((gate.in_flight + len(gate.queue)) / max(1, value), route=route)
         for name, length in zip(CLASSES, gate.queue.by_level(), strict=True):
             waiting.add(length, route=route, priority=name)
         overloaded.add(gate.shedder.stands(now), route=route)
@@ -109,12 +138,18 @@ def _admission(families: Families, server: Server) -> None:
 
 
 def _arrivals(families: Families, server: Server) -> None:
-    keys = families.gauge("rate_limit_keys", "Keys that have used some of their burst lately.")
+    keys = families.gauge(
+        "rate_limit_keys", "Keys that have used some of their burst lately.", "route"
+    )
     evictions = families.counter(
-        "rate_limit_evictions_total", "Active keys that were forgotten for want of room."
+        "rate_limit_evictions_total",
+        "Active keys that were forgotten for want of room: their limits are not exact.",
+        "route",
     )
     disbelieved = families.counter(
-        "priorities_disbelieved_total", "Claims of a class that were not believed or understood."
+        "priorities_disbelieved_total",
+        "Claims of a class that were not believed or understood.",
+        "route",
     )
     for route, filters in _routes(server):
         if filters.rate_limit is not None:
@@ -125,11 +160,15 @@ def _arrivals(families: Families, server: Server) -> None:
 
 
 def _retries(families: Families, server: Server) -> None:
-    retries = families.counter("retries_total", "Further attempts that were made after a failure.")
-    refused = families.counter(
-        "retries_refused_total", "Failures that were not retried although they could be, by why."
+    retries = families.counter(
+        "retries_total", "Further attempts that were made after a failure.", "route"
     )
-    balance = families.gauge("budget_balance", "Extra attempts that could be made now.")
+    refused = families.counter(
+        "retries_refused_total",
+        "Failures that were not retried although they could be, by why.",
+        "route why",
+    )
+    balance = families.gauge("budget_balance", "Extra attempts that could be made now.", "route")
     for route, filters in _routes(server):
         if filters.retry is None:
             continue
@@ -144,8 +183,14 @@ def _retries(families: Families, server: Server) -> None:
 
 
 def _hedges(families: Families, server: Server) -> None:
-    hedges = families.counter("hedges_total", "Second attempts that have ended, by outcome.")
-    refused = families.counter("hedges_refused_total", "Late attempts without a second, by why.")
+    hedges = families.counter(
+        "hedges_total", "Second attempts that have ended, by outcome.", "route outcome"
+    )
+    refused = families.counter(
+        "hedges_refused_total",
+        "Late attempts without a second, by why; samples counts all, late or not.",
+        "route why",
+    )
     for route, filters in _routes(server):
         hedge = filters.hedge
         if hedge is None:
@@ -159,7 +204,11 @@ def _hedges(families: Families, server: Server) -> None:
 def _dry_runs(families: Families, server: Server) -> None:
     """What ``would`` have been done: refused (its reason code), made to wait, hedged. Only of
     filters with ``dry_run``, and of those that had it before a reload."""
-    family = families.counter("dry_run_total", "What filters with dry_run would have done.")
+    family = families.counter(
+        "dry_run_total",
+        "What filters with dry_run would have done; absent without one.",
+        "route would",
+    )
     for route, filters in _routes(server):
         for would, count, dry_run in _would(filters):
             if dry_run or count:
@@ -192,12 +241,28 @@ def _named(server: Server) -> Iterator[tuple[dict[str, str], Endpoint]]:
 
 
 def _endpoints(families: Families, server: Server) -> None:
-    states = families.gauge("endpoint_state", "1 for the state that the endpoint is in.")
-    shares = families.gauge("endpoint_share", "The part of its weight that the endpoint gets.")
-    active = families.gauge("endpoint_in_flight", "Attempts under way at the endpoint.")
-    served = families.counter("endpoint_requests_total", "Attempts at the endpoint that ended.")
-    failed = families.counter("endpoint_failures_total", "Attempts at the endpoint that failed.")
-    pushed = families.counter("endpoint_push_backs_total", "Attempts refused for its load.")
+    states = families.gauge(
+        "endpoint_state", "1 for the state that the endpoint is in.", "cluster endpoint state"
+    )
+    shares = families.gauge(
+        "endpoint_share",
+        "The part of its weight that the endpoint gets: 0 while ejected, else 1 or less.",
+        "cluster endpoint",
+    )
+    active = families.gauge(
+        "endpoint_in_flight", "Attempts under way at the endpoint.", "cluster endpoint"
+    )
+    served = families.counter(
+        "endpoint_requests_total", "Attempts at the endpoint that ended.", "cluster endpoint"
+    )
+    failed = families.counter(
+        "endpoint_failures_total", "Attempts at the endpoint that failed.", "cluster endpoint"
+    )
+    pushed = families.counter(
+        "endpoint_push_backs_total",
+        "Attempts refused for its load: 429, or 503 with Retry-After.",
+        "cluster endpoint",
+    )
     for labels, each in _named(server):
         now = each.state
         for state in STATES:
@@ -210,10 +275,16 @@ def _endpoints(families: Families, server: Server) -> None:
 
 
 def _connections(families: Families, server: Server) -> None:
-    connections = families.gauge("upstream_connections", "Open connections to the endpoint.")
-    connects = families.counter("upstream_connects_total", "Connections begun to the endpoint.")
+    connections = families.gauge(
+        "upstream_connections", "Open connections to the endpoint.", "cluster endpoint state"
+    )
+    connects = families.counter(
+        "upstream_connects_total", "Connections begun to the endpoint.", "cluster endpoint"
+    )
     replays = families.counter(
-        "upstream_replays_total", "Requests sent again because a kept connection was dead."
+        "upstream_replays_total",
+        "Requests sent again because a kept connection was dead.",
+        "cluster endpoint",
     )
     for labels, each in _named(server):
         idle = each.pool.idle
@@ -224,12 +295,16 @@ def _connections(families: Families, server: Server) -> None:
 
 
 def _ejections(families: Families, server: Server) -> None:
-    ejections = families.counter("ejections_total", "Endpoints that were ejected, by cause.")
+    ejections = families.counter(
+        "ejections_total", "Endpoints that were ejected, by cause.", "cluster cause"
+    )
     would = families.counter(
-        "dry_run_ejections_total", "Endpoints that outlier with dry_run would have ejected."
+        "dry_run_ejections_total",
+        "Endpoints that outlier with dry_run would have ejected.",
+        "cluster cause",
     )
     doubted = families.gauge(
-        "ejection_doubted", "1 while every endpoint looks bad, so that none is ejected."
+        "ejection_doubted", "1 while every endpoint looks bad, so that none is ejected.", "cluster"
     )
     for cluster, membership in server.memberships.items():
         outlier = membership.cluster.outlier
@@ -259,7 +334,9 @@ def _edges(families: Families, server: Server) -> None:
 
 
 def _process(families: Families, server: Server) -> None:
-    reloads = families.counter("config_reloads_total", "Reloads of the configuration, by result.")
+    reloads = families.counter(
+        "config_reloads_total", "Reloads of the configuration, by result.", "result"
+    )
     reloads.add(server.reloads, result="success")
     reloads.add(server.reload_failures, result="failure")
     families.gauge(
@@ -271,13 +348,33 @@ def _process(families: Families, server: Server) -> None:
     families.counter("access_log_dropped_total", "Lines of the access log that were lost.").add(
         server.telemetry.lines_dropped
     )
+    _spans(families, server)
     families.gauge("ready", "1 while the gateway is ready for traffic.").add(server.ready)
     vitals = server.vitals
-    lag = families.gauge("event_loop_lag_seconds", "How late the event loop was at the last look.")
+    lag = families.gauge(
+        "event_loop_lag_seconds", "How late the event loop was at the last look, ten a second."
+    )
     lag.add(vitals.loop_lag)
-    memory = families.gauge("memory_ratio", "The working set, of the limit of its cgroup.")
+    memory = families.gauge(
+        "memory_ratio", "The working set, of the limit of its cgroup; absent without a limit."
+    )
     files = families.gauge("open_files_ratio", "Open files, of the limit on them.")
     if vitals.memory is not None:
         memory.add(vitals.memory)
     if vitals.files is not None:
         files.add(vitals.files)
+
+
+def _spans(families: Families, server: Server) -> None:
+    counts = server.telemetry.spans
+    spans = families.counter("spans_total", "Spans, by what became of them.", "result")
+    for result, count in (
+        ("exported", counts.exported),
+        ("failed", counts.failed),
+        ("dropped", counts.dropped),
+    ):
+        spans.add(count, result=result)
+    families.counter(
+        "exchanges_untraced_total",
+        "Sampled exchanges without spans: too many waited for the collector.",
+    ).add(counts.untraced)

@@ -12,20 +12,26 @@ if TYPE_CHECKING:
 
 def collect_batches(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
     """``batching``: of each route that has it, by the label of the route."""
-    if not batching:
-        return
     _traffic(families, batching)
     _failures(families, batching)
     _now(families, batching)
 
 
 def _traffic(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
-    calls = families.counter("batch_calls_total", "Requests of the route, by what became of them.")
-    rows = families.histogram("batch_rows", "Rows of each batch.")
-    waits = families.histogram("batch_wait_seconds", "From a request's end to its batch's start.")
-    times = families.histogram("batch_duration_seconds", "From a batch's start to its answer.")
-    padding = families.counter("batch_padding_total", "Sum of the batches' shares of padding.")
-    inferences = families.counter("batch_inferences_total", "Batches and their parts.")
+    calls = families.counter(
+        "batch_calls_total", "Requests of the route, by what became of them.", "route how"
+    )
+    rows = families.histogram("batch_rows", "Rows of each batch.", "route")
+    waits = families.histogram(
+        "batch_wait_seconds", "From a request's end to its batch's start.", "route"
+    )
+    times = families.histogram(
+        "batch_duration_seconds", "From a batch's start to its answer.", "route"
+    )
+    padding = families.counter(
+        "batch_padding_total", "Sum of the batches' shares of padding.", "route"
+    )
+    inferences = families.counter("batch_inferences_total", "Batches and their parts.", "route")
     for route, each in batching:
         counts, stats = each.coalescer.counts, each.stats
         calls.add(counts.calls, route=route, how="joined")
@@ -39,13 +45,21 @@ def _traffic(families: Families, batching: Sequence[tuple[str, Batching]]) -> No
 
 
 def _failures(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
-    bisections = families.counter("batch_bisections_total", "Failed batches that were divided.")
-    parts = families.counter("batch_parts_total", "Inferences that dividing them took.")
-    culprits = families.counter("batch_culprits_total", "Requests that spoiled a batch.")
-    cancelled = families.counter("batch_cancelled_total", "Batches that all callers had left.")
-    refused = families.counter("batch_refused_total", "Requests that got no answer, by why.")
+    bisections = families.counter(
+        "batch_bisections_total", "Failed batches that were divided.", "route"
+    )
+    parts = families.counter("batch_parts_total", "Inferences that dividing them took.", "route")
+    culprits = families.counter("batch_culprits_total", "Requests that spoiled a batch.", "route")
+    cancelled = families.counter(
+        "batch_cancelled_total", "Batches that all callers had left.", "route"
+    )
+    refused = families.counter(
+        "batch_refused_total", "Requests that got no answer, by why.", "route why"
+    )
     diverted = families.counter(
-        "batch_quarantined_total", "Requests that went alone, or nowhere, for what they had done."
+        "batch_quarantined_total",
+        "Requests that went alone, or nowhere, for what they had done.",
+        "route",
     )
     for route, each in batching:
         counts = each.coalescer.counts
@@ -59,10 +73,10 @@ def _failures(families: Families, batching: Sequence[tuple[str, Batching]]) -> N
 
 
 def _now(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
-    waiting = families.gauge("batch_waiting", "Requests that wait for their batch.")
-    flying = families.gauge("batches_in_flight", "Batches under way.")
-    runners = families.gauge("batch_runner", "1 for the runner that is in use.")
-    buffers = families.gauge("batch_buffers", "Buffers of the route, by state.")
+    waiting = families.gauge("batch_waiting", "Requests that wait for their batch.", "route")
+    flying = families.gauge("batches_in_flight", "Batches under way.", "route")
+    runners = families.gauge("batch_runner", "1 for the runner that is in use.", "route runner")
+    buffers = families.gauge("batch_buffers", "Buffers of the route, by state.", "route state")
     for route, each in batching:
         coalescer = each.coalescer
         waiting.add(coalescer.waiting, route=route)

@@ -33,10 +33,18 @@ class Buckets(NamedTuple):
 class Family:
     """One metric with all its series. Equal labels add up, which is how ``other`` comes about."""
 
-    def __init__(self, kind: Literal["counter", "gauge", "histogram"], name: str, doc: str) -> None:
+    def __init__(
+        self,
+        kind: Literal["counter", "gauge", "histogram"],
+        name: str,
+        doc: str,
+        labels: str = "",
+    ) -> None:
+        """``labels``: names, spaces between; told in ``docs/metrics.md``, and tested."""
         self.kind = kind
         self.name = name
         self.doc = doc
+        self.labels = tuple(labels.split())
         self.numbers: dict[Labels, float] = {}
         self.buckets: dict[Labels, Buckets] = {}
 
@@ -54,14 +62,14 @@ class Families:
     def __init__(self) -> None:
         self.all: list[Family] = []
 
-    def counter(self, name: str, doc: str) -> Family:
-        return self._new(Family("counter", PREFIX + name, doc))
+    def counter(self, name: str, doc: str, labels: str = "") -> Family:
+        return self._new(Family("counter", PREFIX + name, doc, labels))
 
-    def gauge(self, name: str, doc: str) -> Family:
-        return self._new(Family("gauge", PREFIX + name, doc))
+    def gauge(self, name: str, doc: str, labels: str = "") -> Family:
+        return self._new(Family("gauge", PREFIX + name, doc, labels))
 
-    def histogram(self, name: str, doc: str) -> Family:
-        return self._new(Family("histogram", PREFIX + name, doc))
+    def histogram(self, name: str, doc: str, labels: str = "") -> Family:
+        return self._new(Family("histogram", PREFIX + name, doc, labels))
 
     def _new(self, family: Family) -> Family:
         self.all.append(family)
@@ -75,7 +83,7 @@ def render(families: list[Family]) -> bytes:
     from aioprometheus.histogram import Histogram as Observed
 
     registry = collectors.Registry()
-    for family in [*families, *_machine()]:
+    for family in [*families, *machine()]:
         if family.kind == "histogram":
             collector = collectors.Histogram(family.name, family.doc, registry=registry)
             for labels, found in family.buckets.items():
@@ -103,9 +111,9 @@ def _escaped(labels: Labels) -> dict[str, str]:
     }
 
 
-def _machine() -> list[Family]:
+def machine() -> list[Family]:
     """What every process tells about itself, under the names that every dashboard knows."""
-    info = Family("gauge", PREFIX + "build_info", "1, with the version that runs.")
+    info = Family("gauge", PREFIX + "build_info", "1, with the version that runs.", "version")
     info.add(1, version=version())
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu = Family("counter", "process_cpu_seconds_total", "CPU time used, user and system.")

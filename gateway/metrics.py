@@ -8,6 +8,7 @@ nobody scrapes never loads a metrics library.
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ class Histogram:
 
 class RouteCounters:
     """What is counted for one route. ``requests`` by cluster, status class (2 for 2xx), reason and
-    priority; ``queue_waits`` only of those that waited and got their permit."""
+    priority; ``queue_waits`` only of those that waited and got their permit; ``slow``: seconds
+    above which an exchange is worth remembering (``recorder.py``)."""
 
-    __slots__ = ("durations", "first_bytes", "in_flight", "name", "queue_waits", "requests")
+    __slots__ = ("durations", "first_bytes", "in_flight", "name", "queue_waits", "requests", "slow")
 
     def __init__(self, name: str, bounds: tuple[float, ...]) -> None:
         self.name = name
         self.in_flight = 0
+        self.slow = inf
         self.requests: dict[tuple[str, int, Reason | None, Priority], int] = {}
         self.durations = Histogram(bounds)
         self.first_bytes = Histogram(bounds)

@@ -30,6 +30,7 @@ from gateway.wiring import Seams, Wiring
 
 if TYPE_CHECKING:
     from gateway.admin import Admin
+    from gateway.dashboard_feed import Feed
 
 log = logging.getLogger("tailrace")
 
@@ -52,6 +53,7 @@ class Server:
         self.drained = asyncio.Event()
         self.memberships: dict[str, Membership] = {}
         self.admin: Admin | None = None
+        self.feed: Feed | None = None
         self._bound: dict[str, Bound] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._reloading = asyncio.Lock()
@@ -94,7 +96,11 @@ class Server:
         if self.config.admin is None:
             return
         from gateway.admin import Admin
+        from gateway.dashboard_feed import Feed
 
+        self.feed = Feed(self)
+        self.background(self.feed.run())
+        self.telemetry.recorder.filters = lambda: self.wiring.filters
         self.admin = Admin(self)
         await self.admin.start()
 

@@ -17,7 +17,9 @@ from filters.api import Attempt, Clock, Exchange, Outcome, Reason, Reject, Servi
 from gateway.access_log import AccessLog
 from gateway.log_writer import LogWriter
 from gateway.metrics import Metrics, RouteCounters
+from gateway.recorder import Recorder
 from gateway.replies import TABLE
+from gateway.span_queue import SpanCounts
 
 if TYPE_CHECKING:
     from random import Random
@@ -36,12 +38,14 @@ class Telemetry:
 
     def __init__(self, settings: config.Telemetry, clock: Clock, rng: Random) -> None:
         self.metrics = Metrics(settings.metrics.buckets)
+        self.recorder = Recorder()
         self._settings = settings
         self._clock = clock
         self._rng = rng
         self._routes = self.metrics.routes
         self._log: AccessLog | None = None
         self._tracing: Tracing | None = None
+        self.spans = SpanCounts()
         self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
         if settings.access_log is not None:
@@ -90,12 +94,15 @@ class Telemetry:
             counters.queue_waits.add(exchange.queued)
         if exchange.span is not None and self._tracing is not None:
             self._tracing.end(exchange, status)
+        if exchange.reason is not None or exchange.attempts > 1 or seconds > counters.slow:
+            self.recorder.ended(exchange, status, detail, seconds, first)
         if self._log is not None:
             self._log.exchange(exchange, status, detail, seconds, first)
 
     def refused(self, reject: Reject, status: int, client: str, request_id: bytes) -> None:
         """Count and log what was refused before it became an exchange."""
         self.metrics.refuse(reject.reason)
+        self.recorder.refused(reject, status, client, request_id)
         if self._log is not None:
             self._log.refusal(reject, status, client, request_id)
 
@@ -104,13 +111,13 @@ class Telemetry:
         tracing = self._tracing
         if tracing is None or attempt.exchange.span is None:
             return await next(attempt)
-        span = tracing.begin_attempt(attempt)
+        made = tracing.begin_attempt(attempt)
         try:
             outcome = await next(attempt)
         except BaseException:
-            tracing.end_attempt(attempt, span, None)
+            tracing.end_attempt(attempt, made, None)
             raise
-        tracing.end_attempt(attempt, span, outcome)
+        tracing.end_attempt(attempt, made, outcome)
         return outcome
 
     # -- life ------------------------------------------------------------------------------------
@@ -165,7 +172,9 @@ class Telemetry:
         # Half a second of imports, on a thread: the listeners are open and serving.
         try:
             library = await asyncio.to_thread(importlib.import_module, "gateway.tracing")
-            made: Tracing = await asyncio.to_thread(library.Tracing, settings, self._rng)
+            made: Tracing = await asyncio.to_thread(
+                lambda: library.Tracing(settings, self._rng, self.spans)
+            )
         except Exception:
             log.exception("no tracing")
             return

@@ -25,7 +25,7 @@ IMPORT_NAMES = {
     "opentelemetry-sdk": "opentelemetry.sdk",
     "PyYAML": "yaml",
 }
-ENTRIES = ("gateway.__main__", "gateway.cli", "gateway.sim.__main__")
+ENTRIES = ("gateway.__main__", "gateway.cli", "gateway.reference", "gateway.sim.__main__")
 """What nobody imports, because it is where a run begins."""
 LATE = ("aiohttp", "aioprometheus", "cupy", "numpy", "opentelemetry", "rich", "yaml", "httptools")
 

@@ -32,13 +32,14 @@ LAYERS = {
 """Who may import what besides the standard library. Imports only go down."""
 
 ONLY_IN = {
-    "aiohttp": r"gateway/(admin|admin_http|batch_control|health|discovery|demo_load)\.py",
+    "aiohttp": r"gateway/(admin|admin_http|admin_dashboard|batch_control|health|discovery"
+    r"|demo_load)\.py",
     "aioprometheus": r"gateway/exposition\.py",
     "click": r"gateway/(cli|sim/__main__)\.py",
     "cupy": r"gpu_batcher/(device|kernels)\.py",
     "numpy": r"gpu_batcher/.*",
     "opentelemetry": r"gateway/tracing\.py",
-    "rich": r"gateway/demo(_\w+)?\.py",
+    "rich": r"gateway/(demo(_\w+)?|top(_\w+)?)\.py",
     "uvloop": r"gateway/(server|demo)\.py",
     "yarl": r"gateway/health\.py",
     "yaml": r"gateway/config_\w+\.py",
@@ -86,7 +87,7 @@ BANNED_CALLS = {
     "call_later": "use `Clock.call_at`",
     "create_task": "return what is to be done; an edge does it",
 }
-PRINTS = re.compile(r"gateway/(cli|server|demo(_\w+)?|sim/__main__)\.py|(tests|loadtests)/.*")
+PRINTS = re.compile(r"gateway/(cli|server|top|demo(_\w+)?|sim/__main__)\.py|(tests|loadtests)/.*")
 WORDS = re.compile(r"\b(?:TOD[O]|FIXM[E]|XX[X])\b")
 OURS = re.compile(r"(?:filters|gateway|gpu_batcher)(?:\.\w+)+")
 MACHINE = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/\w")

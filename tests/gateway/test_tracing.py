@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import re
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from gateway import config, trace_context
+from gateway import trace_context
 from gateway.trace_context import Parent
-from tests.harness import Gateway, Retry, eventually, gateway
+from tests.gateway.collector import attributes, collector, tracing_gateway
+from tests.harness import Retry
+from tests.tidy import ROOT
 from tests.wire.origin import OK, Origin, answer, crash, each
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -53,68 +51,14 @@ def test_what_is_written_can_be_read(trace_id: int, span_id: int) -> None:
     assert trace_context.parse(field) == Parent(f"{trace_id:032x}", f"{span_id:016x}", True)
 
 
-class Collector:
-    """An OTLP/HTTP collector: every span that came, and the resources they came with."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.services: set[str] = set()
-        self.url = ""
-
-    async def receive(self, request: web.Request) -> web.Response:
-        assert request.headers["Content-Type"] == "application/x-protobuf"
-        message = ExportTraceServiceRequest.FromString(await request.read())
-        for resource in message.resource_spans:
-            for pair in resource.resource.attributes:
-                if pair.key == "service.name":
-                    self.services.add(pair.value.string_value)
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return web.Response()
-
-    def of_kind(self, kind: int) -> list[Span]:
-        return sorted(
-            (each for each in self.spans if each.kind == kind),
-            key=lambda each: each.start_time_unix_nano,
-        )
-
-
-@asynccontextmanager
-async def collector() -> AsyncIterator[Collector]:
-    made = Collector()
-    app = web.Application()
-    app.router.add_post("/v1/traces", made.receive)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield made
-    await runner.cleanup()
-
-
-@asynccontextmanager
-async def tracing_gateway(
-    origin: Origin, otlp: str, sample: float = 1.0, **sections: Any
-) -> AsyncIterator[Gateway]:
-    tracing = config.Tracing(otlp=otlp, sample=sample, service_name="edge")
-    telemetry = config.Telemetry(access_log=None, tracing=tracing)
-    async with gateway(origin, telemetry=telemetry, **sections) as running:
-        await eventually(lambda: running.server.telemetry._tracing is not None, 60)
-        yield running
-
-
 def get(*fields: str) -> bytes:
     lines = ["GET /v1/models?key=secret HTTP/1.1", "Host: a.test", *fields]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def attributes(span: Span) -> dict[str, Any]:
-    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
-
-
 async def test_an_exchange_and_its_attempts_are_one_trace() -> None:
     async with collector() as found, Origin(each(crash, answer(OK))) as origin:
-        async with tracing_gateway(origin, found.url, retry=Retry(attempts=2)) as running:
+        async with tracing_gateway(origin, otlp=found.url, retry=Retry(attempts=2)) as running:
             sent = get(f"traceparent: {SAMPLED}", "tracestate: a=1")
             assert (await running.ask(sent)).status == 200
         # Stopping has exported what there was.
@@ -144,9 +88,9 @@ async def test_an_exchange_and_its_attempts_are_one_trace() -> None:
 
 async def test_a_trusted_parent_decides() -> None:
     async with collector() as found, Origin() as origin:
-        async with tracing_gateway(origin, found.url, sample=1.0) as running:
+        async with tracing_gateway(origin, otlp=found.url, sample=1.0) as running:
             await running.ask(get(f"traceparent: {UNSAMPLED}"))
-        async with tracing_gateway(origin, found.url, sample=0.0) as running:
+        async with tracing_gateway(origin, otlp=found.url, sample=0.0) as running:
             await running.ask(get(f"traceparent: {SAMPLED}"))
         assert [each.one("traceparent").decode()[-2:] for each in origin.requests] == ["00", "01"]
         assert origin.requests[0].one("traceparent").decode() == UNSAMPLED
@@ -155,7 +99,7 @@ async def test_a_trusted_parent_decides() -> None:
 
 async def test_a_stranger_does_not_decide() -> None:
     async with collector() as found, Origin() as origin:
-        async with tracing_gateway(origin, found.url, sample=0.0, trust=()) as running:
+        async with tracing_gateway(origin, otlp=found.url, sample=0.0, trust=()) as running:
             await running.ask(get(f"traceparent: {SAMPLED}"))
             assert running.server.telemetry.metrics.routes["/"].requests
         assert found.spans == []
@@ -164,7 +108,7 @@ async def test_a_stranger_does_not_decide() -> None:
 async def test_without_a_parent_a_trace_begins() -> None:
     """State that belongs to no parent is not passed on."""
     async with collector() as found, Origin() as origin:
-        async with tracing_gateway(origin, found.url) as running:
+        async with tracing_gateway(origin, otlp=found.url) as running:
             await running.ask(get("traceparent: nonsense", "tracestate: a=1"))
         (server,) = found.of_kind(Span.SPAN_KIND_SERVER)
         assert server.parent_span_id == b""
@@ -175,23 +119,36 @@ async def test_without_a_parent_a_trace_begins() -> None:
 
 async def test_an_exchange_that_is_not_sampled_has_no_span() -> None:
     async with collector() as found, Origin() as origin:
-        async with tracing_gateway(origin, found.url, sample=0.0) as running:
+        async with tracing_gateway(origin, otlp=found.url, sample=0.0) as running:
             await running.ask(get())
         assert origin.requests[0].values("traceparent") == []
         assert found.spans == []
 
 
 async def test_a_collector_that_is_gone_costs_nothing() -> None:
-    async with Origin() as origin, tracing_gateway(origin, "http://127.0.0.1:1") as running:
+    async with Origin() as origin, tracing_gateway(origin, otlp="http://127.0.0.1:1") as running:
         for _ in range(3):
             assert (await running.ask(get())).status == 200
 
 
 async def test_refusals_are_spans_with_their_reason() -> None:
     async with collector() as found, Origin() as origin:
-        async with tracing_gateway(origin, found.url, route={"path": "/else"}) as running:
+        async with tracing_gateway(origin, otlp=found.url, route={"path": "/else"}) as running:
             assert (await running.ask(get())).status == 404
         (server,) = found.of_kind(Span.SPAN_KIND_SERVER)
         assert attributes(server)["error.type"] == "no_route"
         assert attributes(server)["http.response.status_code"] == 404
         assert found.of_kind(Span.SPAN_KIND_CLIENT) == []
+
+
+def test_the_documentation_names_every_attribute() -> None:
+    told = (ROOT / "docs" / "tracing.md").read_text()
+    code = "".join(
+        (ROOT / "gateway" / name).read_text() for name in ("tracing.py", "gen_ai.py", "tries.py")
+    )
+    prefixes = "tailrace|gen_ai|openai|http|url|server|client|user_agent|network|error"
+    named = set(re.findall(rf'"((?:{prefixes})\.[a-z_.]+)"', code))
+    assert "tailrace.outcome" in named
+    told_names = set(re.findall(r"`([a-z_]+\.[a-z_.]+)`", told))
+    assert named - {"http.request.method_original"} <= told_names
+    assert {each for each in told_names if each.startswith(("tailrace.", "gen_ai."))} <= named
