@@ -76,8 +76,8 @@ lock: ops ## pin the image's dependencies with their hashes; ARGS=--upgrade for 
 	export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
 	$(LOCK) pyproject.toml --output-file requirements.lock && \
 	$(LOCK) requirements-build.in --output-file requirements-build.lock
-# For the Dockerfile's Python, on every platform.
-LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes $(ARGS)
+# For every Python that is supported, on every platform.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(ARGS)
 
 reference: $(STAMP) ## write docs/metrics.md and docs/reasons.md again
 	$(BIN)/python -m gateway.reference

@@ -76,6 +76,7 @@ class Reason(StrEnum):
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     NO_ENDPOINT = "no_endpoint"
+    QUARANTINED = "quarantined"
     CONNECTIONS = "connections"
     CLIENT_STALLED = "client_stalled"
     # The upstream's side.
@@ -90,7 +91,6 @@ class Reason(StrEnum):
     STALL = "stall"
     POISON = "poison"
     # Batches.
-    QUARANTINED = "quarantined"
     BISECTION_BUDGET = "bisection_budget"
     BATCH_FAILED = "batch_failed"
     BATCH_ANSWER = "batch_answer"

@@ -31,6 +31,7 @@ WHY = {
     "queue_full": "the queue is full",
     "queue_timeout": "waited too long in the queue",
     "no_endpoint": "no endpoint serves",
+    "quarantined": "requests that spoil batches",
     "connections": "too many connections",
     "connect_failed": "endpoints refuse connections",
     "connect_timeout": "connecting takes too long",
@@ -42,6 +43,9 @@ WHY = {
     "first_byte_timeout": "no first byte in time",
     "stall": "answers stall",
     "poison": "requests that break endpoints",
+    "bisection_budget": "too many spoiled batches to find out by whom",
+    "batch_failed": "whole batches fail",
+    "batch_answer": "answers do not fit their batches",
     "internal": "a fault of the gateway, see its log",
     "5xx": "endpoints answer with errors",
 }

@@ -89,6 +89,10 @@ MEANINGS: dict[Reason, Meaning] = {
         "the cluster has no endpoint to send to: its name has no address, or all are ejected",
         "`/clusters` says why. Is the server running, and on this port?",
     ),
+    Reason.QUARANTINED: Meaning(
+        "this body has spoiled batches before, and `batching.quarantine` is `refuse`",
+        "The server's own error for it is what `quarantine: alone` shows",
+    ),
     Reason.CONNECTIONS: Meaning(
         "above `limits.connections`, and none of them idle",
         "More gateways; or a higher limit, and `ulimit -n` with it",
@@ -129,10 +133,6 @@ MEANINGS: dict[Reason, Meaning] = {
         "the connection broke twice after this body had been sent whole; it is not replayed for a "
         "minute",
         "The server's log at that moment; the request id is in both",
-    ),
-    Reason.QUARANTINED: Meaning(
-        "this body has spoiled batches before, and `batching.quarantine` is `refuse`",
-        "The server's own error for it is what `quarantine: alone` shows",
     ),
     Reason.BISECTION_BUDGET: Meaning(
         "the batch failed, and too much was spent of late on finding out by whose fault",
