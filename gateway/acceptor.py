@@ -96,6 +96,11 @@ class Acceptor:
         self.idle[connection] = None
         return True
 
+    @property
+    def fullness(self) -> float:
+        """Open connections, of those that there may be; above 1 after a reload to fewer."""
+        return len(self.connections) / self._most
+
     def _oldest_idle(self) -> Downstream | None:
         """To make room: rather not one whose last answer is still being sent."""
         first = list(islice(self.idle, 8))

@@ -1,8 +1,8 @@
 """What is told to whoever scrapes: the plain numbers of everything that runs, by name and labels.
 
 Runs on the event loop and only copies. Nothing here is counted anywhere else: a filter's numbers
-are attributes of the filter, and what one request did is counted by ``telemetry.py``. README's
-table of metrics is held against this file by a test.
+are attributes of the filter, and what one request did is counted by ``telemetry.py``.
+``docs/metrics.md`` is written from this, and held against it by a test.
 """
 
 from __future__ import annotations
@@ -351,6 +351,10 @@ def _process(families: Families, server: Server) -> None:
     _spans(families, server)
     families.gauge("ready", "1 while the gateway is ready for traffic.").add(server.ready)
     vitals = server.vitals
+    families.gauge(
+        "saturation",
+        "The highest of CPU (of one core), connections, memory and open files; 1 is full.",
+    ).add(vitals.saturation(server.acceptor.fullness))
     lag = families.gauge(
         "event_loop_lag_seconds", "How late the event loop was at the last look, ten a second."
     )

@@ -19,19 +19,27 @@ def collect_batches(families: Families, batching: Sequence[tuple[str, Batching]]
 
 def _traffic(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
     calls = families.counter(
-        "batch_calls_total", "Requests of the route, by what became of them.", "route how"
+        "batch_calls_total",
+        "Requests of a route with batching, by what became of them.",
+        "route how",
     )
     rows = families.histogram("batch_rows", "Rows of each batch.", "route")
     waits = families.histogram(
-        "batch_wait_seconds", "From a request's end to its batch's start.", "route"
+        "batch_wait_seconds", "From a request's last byte to the start of its batch.", "route"
     )
     times = families.histogram(
         "batch_duration_seconds", "From a batch's start to its answer.", "route"
     )
     padding = families.counter(
-        "batch_padding_total", "Sum of the batches' shares of padding.", "route"
+        "batch_padding_total",
+        "Sum of the batches' shares of padding; divided by batch_rows_count, the mean.",
+        "route",
     )
-    inferences = families.counter("batch_inferences_total", "Batches and their parts.", "route")
+    inferences = families.counter(
+        "batch_inferences_total",
+        "Inferences: batches, and the parts of those that failed.",
+        "route",
+    )
     for route, each in batching:
         counts, stats = each.coalescer.counts, each.stats
         calls.add(counts.calls, route=route, how="joined")
@@ -46,12 +54,16 @@ def _traffic(families: Families, batching: Sequence[tuple[str, Batching]]) -> No
 
 def _failures(families: Families, batching: Sequence[tuple[str, Batching]]) -> None:
     bisections = families.counter(
-        "batch_bisections_total", "Failed batches that were divided.", "route"
+        "batch_bisections_total",
+        "Failed batches that were divided to find out by whose fault.",
+        "route",
     )
     parts = families.counter("batch_parts_total", "Inferences that dividing them took.", "route")
     culprits = families.counter("batch_culprits_total", "Requests that spoiled a batch.", "route")
     cancelled = families.counter(
-        "batch_cancelled_total", "Batches that all callers had left.", "route"
+        "batch_cancelled_total",
+        "Batches that were given up because all their callers had left.",
+        "route",
     )
     refused = families.counter(
         "batch_refused_total", "Requests that got no answer, by why.", "route why"

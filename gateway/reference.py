@@ -1,7 +1,10 @@
-"""The references of metrics and reason codes, written from the code: ``docs/metrics.md`` and
-``docs/reasons.md``.
+"""The references of metrics, reason codes and the configuration, written from the code:
+``docs/metrics.md``, ``docs/reasons.md`` and ``docs/configuration.md``.
 
     python -m gateway.reference [FOLDER]
+
+Run it in the root of the repository: the words beside each field are those of
+``configs/reference.yaml``.
 
 A test holds the files against what this writes.
 """
@@ -23,14 +26,17 @@ from gateway.collect import STATES, collect
 from gateway.exposition import machine
 from gateway.metrics import SERIES
 from gateway.reasons import MEANINGS
+from gateway.reference_config import configuration
 from gateway.replies import TABLE
 from gateway.server import Server
+from gpu_batcher.flight import Why
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.exposition import Family
 
+RUNNERS = ("http", "system_shared_memory", "cuda_shared_memory", "python")
 WRITTEN = "<!-- Written by `python -m gateway.reference`. Do not edit. -->"
 
 
@@ -66,8 +72,12 @@ def values() -> dict[str, str]:
         "code": "The class of the status: `2xx`",
         "reason": "A [reason code](reasons.md), or empty",
         "priority": _list(each.name.lower() for each in Priority),
-        "state": f"Of an endpoint: {_list(STATES)}. Of a connection: `idle`, `busy`",
-        "why": f"Of a retry: {retry}. Of a hedge: {hedge}",
+        "state": f"Of an endpoint: {_list(STATES)}. Of a connection: `idle`, `busy`. Of a batch's "
+        "buffer: `in_use`, `free`, `lost` (never given back, and not lent again)",
+        "why": f"Of a retry: {retry}. Of a hedge: {hedge} (`samples`: too little is known of the "
+        f"route). Of a batch: {_list(each.value for each in Why)}",
+        "how": "`joined`; `alone`: not understood whole, or too large; `malformed`",
+        "runner": _list(RUNNERS),
         "outcome": "Of the second attempt: " + _list(each.value for each in End),
         "cause": _list(each.value for each in Cause),
         "would": "The reason code of the refusal, `queue` or `hedge`",
@@ -113,18 +123,25 @@ def metrics(found: list[Family]) -> str:
         "",
         "The buckets, in seconds, `telemetry.metrics.buckets`:",
         f"{buckets}.",
-        "A reload with other buckets begins the histograms again.",
+        "A reload with other buckets begins the histograms again. Those of batches are fixed.",
         "",
         "## Saturation, for autoscaling",
         "",
-        "`tailrace_admission_saturation` is what is in flight and what waits, divided by the",
-        "route's limit: 0 when nothing happens, 1 when every permit is given out, 1.5 when half as",
-        "many wait as are served. Scale so that it stays at about 0.8. A fixed limit says from the",
-        "start where 1 is; an adaptive one begins at `admission.initial` (512) and finds the",
-        "server's best concurrency only when there is more to do than that, so until then the",
-        "figure is low: in front of servers whose slots are known, write the limit, or `initial`.",
-        "Refused exchanges neither wait nor are in flight: while `tailrace_overloaded` is 1, the",
-        "figure is at least about 1 and says no more of how much comes.",
+        "Two figures for two questions. `tailrace_saturation` is how full the gateway itself is:",
+        "the highest of its CPU over the last seconds, as a share of the one core that an event",
+        "loop can use, of open connections as a share of `limits.connections`, and of",
+        "`tailrace_memory_ratio` and `tailrace_open_files_ratio`. More gateways lower it, so it",
+        "scales gateways that stand alone.",
+        "",
+        "`tailrace_admission_saturation` is how full the model servers are: what is in flight and",
+        "what waits, divided by the route's limit. 0 when nothing happens, 1 when every permit is",
+        "given out, 1.5 when half as many wait as are served. Scale model servers so that it stays",
+        "at about 0.8. A fixed limit says from the start where 1 is; an adaptive one begins at",
+        "`admission.initial` (512) and finds the server's best concurrency only when there is more",
+        "to do than that, so until then the figure is low: in front of servers whose slots are",
+        "known, write the limit, or `initial`. Refused exchanges neither wait nor are in flight:",
+        "while `tailrace_overloaded` is 1, the figure is at least about 1 and says no more of how",
+        "much comes. Requests that are batched take no permit.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -159,6 +176,8 @@ def write(folder: Path) -> None:
     found = asyncio.run(families())
     (folder / "metrics.md").write_text(metrics(found))
     (folder / "reasons.md").write_text(reasons())
+    commented = (Path("configs") / "reference.yaml").read_text()
+    (folder / "configuration.md").write_text(configuration(commented))
 
 
 if __name__ == "__main__":

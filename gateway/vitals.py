@@ -1,4 +1,4 @@
-"""The gateway's own health, measured: event-loop lag, the cgroup's memory, open files.
+"""The gateway's own health, measured: event-loop lag, the cgroup's memory, open files, CPU.
 
 One measurement for all routes; what it means for a route is decided by its ``Strain``. The loop
 is looked at ten times a second, by a coroutine that compares when it woke with when it meant to.
@@ -12,6 +12,8 @@ counts is the nearest limit, for the ones above it are filled by others, whom re
 
 import asyncio
 import resource
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,9 @@ from filters.strain import Strain
 
 LOOK_S = 0.1
 READ_S = 1.0
+CPU_S = 5.0
+"""What CPU is averaged over: longer than a collection of garbage, shorter than an autoscaler's own
+period."""
 _UNLIMITED = 2**60
 """cgroup v1 writes "no limit" as the largest multiple of a page."""
 _GUESS_OFF_BY = 8
@@ -42,7 +47,9 @@ class Vitals:
     """Measures, and feeds every ``Strain`` that is in use.
 
     ``loop_lag`` in seconds, at the last look; ``memory`` and ``files`` as shares of their limits,
-    or None. ``cgroups`` and ``proc`` are where the kernel shows them.
+    or None. ``cpu``: the share of one core that the process had over the last ``CPU_S`` seconds, at
+    most 1, for one event loop can use no more; 0 before the second measurement. ``cgroups`` and
+    ``proc`` are where the kernel shows them, ``spent`` tells the process's CPU time in seconds.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Vitals:
         clock: Clock,
         cgroups: Path = Path("/sys/fs/cgroup"),
         proc: Path = Path("/proc/self"),
+        spent: Callable[[], float] = time.process_time,
     ) -> None:
         self._clock = clock
         self._groups = memory_groups(cgroups, proc)
@@ -59,6 +67,9 @@ class Vitals:
         self.loop_lag = 0.0
         self.memory: float | None = None
         self.files: float | None = None
+        self.cpu = 0.0
+        self._spent = spent
+        self._spendings: deque[tuple[float, float]] = deque()
 
     def strain(self, config: Config) -> Strain:
         """The one that goes with these thresholds; routes with the same ones share it."""
@@ -98,8 +109,26 @@ class Vitals:
     def measured(self, memory: float | None, files: float | None) -> None:
         self.memory, self.files = memory, files
         now = self._clock.now()
+        self._spend(now)
         for strain in self._strains.values():
             strain.measured(memory, files, now)
+
+    def _spend(self, now: float) -> None:
+        """Note the CPU time of this moment. What is compared with it is the youngest note that is
+        ``CPU_S`` old, so a thread that came late to read stretches the average and falsifies
+        nothing."""
+        spendings = self._spendings
+        spendings.append((now, self._spent()))
+        while len(spendings) > 2 and now - spendings[1][0] >= CPU_S:
+            spendings.popleft()
+        (since, before), (_, spent) = spendings[0], spendings[-1]
+        if now > since:
+            self.cpu = min(1.0, (spent - before) / (now - since))
+
+    def saturation(self, connections: float) -> float:
+        """How full the gateway itself is, 1 being full: the highest of its CPU, memory and files,
+        and of ``connections``, open ones as a share of those that there may be."""
+        return max(self.cpu, connections, self.memory or 0.0, self.files or 0.0)
 
     def _files(self) -> float | None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -111,7 +140,12 @@ class Vitals:
             return None
 
     def describe(self) -> dict[str, object]:
-        return {"loop_lag": self.loop_lag, "memory": self.memory, "files": self.files}
+        return {
+            "loop_lag": self.loop_lag,
+            "memory": self.memory,
+            "files": self.files,
+            "cpu": self.cpu,
+        }
 
 
 def memory_groups(cgroups: Path, proc: Path) -> list[Group]:

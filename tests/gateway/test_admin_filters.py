@@ -181,7 +181,7 @@ async def test_filters_are_shown_per_route_and_off_where_they_are() -> None:
             statuses = [await ask_proxy(running.server, GET) for _ in range(3)]
             assert statuses == [200, 200, 429]
             shown = (await running.ask("/filters")).json
-            assert set(shown["gateway"]) == {"loop_lag", "memory", "files"}
+            assert set(shown["gateway"]) == {"loop_lag", "memory", "files", "cpu"}
             route = shown["routes"]["some"]
             assert route["cluster"] == "c"
             assert route["admission"]["limit"]["value"] == 512

@@ -16,7 +16,7 @@ from filters.hedge import Config as Hedge
 from filters.rate_limit import Config as RateLimit
 from filters.retry import Config as Retry
 from gateway.collect import STATES, collect
-from gateway.config import Filters, Telemetry
+from gateway.config import Filters, Limits, Telemetry
 from gateway.exposition import render
 from tests.gateway.administered import GET, administered, ask_proxy
 from tests.gateway.exposition_format import Samples, parse, value
@@ -165,6 +165,17 @@ async def test_saturation_is_what_is_in_flight_and_waits_of_the_limit() -> None:
                     await client.send(GET)
                 await eventually(lambda: gate.in_flight == 2 and len(gate.queue) == 1)
                 assert value(exported(running), "tailrace_admission_saturation") == 1.5
+
+
+async def test_saturation_of_the_gateway_counts_its_connections() -> None:
+    async with Origin() as origin, gateway(origin, limits=Limits(connections=4)) as running:
+        running.server.vitals.measured(0.1, 0.3)
+        assert value(exported(running), "tailrace_saturation") == 0.3
+        async with running.client() as a, running.client() as b:
+            for client in (a, b):
+                await client.send(GET)
+                assert (await client.response()).status == 200
+            assert value(exported(running), "tailrace_saturation") == 0.5
 
 
 async def test_the_buckets_suit_a_millisecond_and_ten_minutes() -> None:

@@ -159,7 +159,57 @@ def test_routes_with_the_same_thresholds_share_a_strain_and_the_unused_vanish() 
     gc.collect()
     found.measured(0.1, None)
     assert not found.strain(Config(memory=0.5)).pressure
-    assert found.describe() == {"loop_lag": 0.0, "memory": 0.1, "files": None}
+    assert found.describe() == {"loop_lag": 0.0, "memory": 0.1, "files": None, "cpu": 0.0}
+
+
+# -- CPU and saturation --------------------------------------------------------------------------
+
+
+def test_cpu_is_the_share_of_a_core_over_the_last_seconds() -> None:
+    clock = HandClock()
+    spent = 100.0
+    found = Vitals(clock, spent=lambda: spent)
+    shares = []
+    for load in [0.5] * 10 + [0.9] * 10 + [0.0] * 10:
+        found.measured(None, None)
+        shares.append(found.cpu)
+        clock.time += 1
+        spent += load
+    assert shares[0] == 0
+    assert shares[1:11] == [pytest.approx(0.5)] * 10
+    assert shares[11] == pytest.approx(0.58)  # one second in five
+    assert shares[15:21] == [pytest.approx(0.9)] * 6
+    assert shares[25:] == [pytest.approx(0.0)] * 5
+
+
+def test_a_measurement_that_comes_late_falsifies_nothing_and_threads_count_once() -> None:
+    clock = HandClock()
+    spent = 0.0
+    found = Vitals(clock, spent=lambda: spent)
+    for pause in (1.0, 1.0, 30.0, 0.0, 1.0):
+        found.measured(None, None)
+        clock.time += pause
+        spent += pause / 4
+    found.measured(None, None)
+    assert found.cpu == pytest.approx(0.25)
+    clock.time += 6
+    spent += 48  # eight threads that need no interpreter lock
+    found.measured(None, None)
+    assert found.cpu == 1
+
+
+def test_saturation_is_whatever_is_nearest_to_its_limit() -> None:
+    found = Vitals(HandClock())
+    assert found.saturation(0.0) == 0
+    found.measured(None, None)
+    assert found.saturation(0.2) == 0.2
+    found.measured(0.6, None)
+    assert found.saturation(0.2) == 0.6
+    found.measured(0.6, 0.7)
+    assert found.saturation(0.2) == 0.7
+    found.cpu = 0.8
+    assert found.saturation(0.9) == 0.9
+    assert found.saturation(0.0) == 0.8
 
 
 # -- the watching coroutines ---------------------------------------------------------------------

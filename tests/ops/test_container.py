@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -29,12 +30,26 @@ BUILDER, FINAL = stages(ROOT / "Dockerfile")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-build.lock")
 PINNED = re.compile(r"^([A-Za-z0-9_.-]+)==(\S+)(?: ; (.+?))? \\$", re.M)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""The oldest that is supported, and what there is since."""
 BLOCK = re.compile(r"^[^ #].*(?:\n +.*)*", re.M)
 
 
-def pinned(name: str) -> dict[str, str]:
-    found = PINNED.findall((ROOT / name).read_text())
-    return {canonicalize_name(package): version for package, version, _ in found}
+def lines(name: str) -> list[tuple[str, str, str]]:
+    """What a lock pins: package, version, and the marker that says where ("": everywhere)."""
+    found: list[tuple[str, str, str]] = PINNED.findall((ROOT / name).read_text())
+    return found
+
+
+def pinned(name: str, python: str = "") -> dict[str, str]:
+    """The versions that one Python gets ("": the one that runs); each package once."""
+    where = {"python_version": python, "python_full_version": f"{python}.0"} if python else {}
+    found: dict[str, str] = {}
+    for package, version, marker in lines(name):
+        if not marker or Marker(marker).evaluate(where):
+            assert canonicalize_name(package) not in found, f"two of {package} for {python}"
+            found[canonicalize_name(package)] = version
+    return found
 
 
 # -- the files ----------------------------------------------------------------------------------
@@ -44,12 +59,15 @@ def test_hadolint_has_nothing_to_say() -> None:
     tools.output(tools.program("hadolint"), ROOT / "Dockerfile")
 
 
-def test_both_stages_have_the_python_that_the_lock_is_for() -> None:
+def test_both_stages_have_a_python_that_the_lock_is_for() -> None:
+    """It is for the oldest that is supported and whatever is newer; the image has one of them."""
     assert BUILDER.base == FINAL.base
     recipe = (ROOT / "Makefile").read_text()
-    version = re.search(r"--python-version (\S+)", recipe)
-    assert version
-    assert FINAL.base == f"python:{version[1]}-slim"
+    oldest = re.search(r"--universal --python-version (\S+)", recipe)
+    assert oldest
+    assert PROJECT["project"]["requires-python"] == f">={oldest[1]}"
+    assert PYTHONS[0] == oldest[1]
+    assert FINAL.base in {f"python:{version}-slim" for version in PYTHONS}
 
 
 def test_it_runs_as_nobody_in_particular() -> None:
@@ -97,7 +115,7 @@ def test_every_line_of_a_lock_has_a_hash_and_no_address(name: str) -> None:
     assert "://" not in text
     assert not re.search(r"^-", text, re.M), "an option: an index or a folder of one machine"
     blocks = BLOCK.findall(re.sub(r"^#.*\n", "", text, flags=re.M))
-    assert len(blocks) == len(pinned(name)) > 0
+    assert len(blocks) == len(lines(name)) > 0
     assert [each for each in blocks if "--hash=sha256:" not in each] == []
 
 
@@ -116,11 +134,14 @@ def test_the_build_lock_is_of_its_list() -> None:
 
 
 def disagreement(wanted: list[str], lock: str, asker: str) -> None:
-    found = pinned(lock)
     requirements = [Requirement(each) for each in wanted]
-    for each in requirements:
-        version = found.get(canonicalize_name(each.name), "nothing")
-        assert each.specifier.contains(version, prereleases=True), f"make lock: {each}, {version}"
+    for python in PYTHONS:
+        found = pinned(lock, python)
+        for each in requirements:
+            version = found.get(canonicalize_name(each.name), "nothing")
+            assert each.specifier.contains(version, prereleases=True), (
+                f"make lock: {each}, {version} for Python {python}"
+            )
     text = (ROOT / lock).read_text()
     asked = {
         canonicalize_name(block.partition("==")[0])

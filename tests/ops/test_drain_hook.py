@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.harness import GOOD
-from tests.ops import rules
+from tests.ops import rules, tools
 from tests.ops.installations import INSTALLATIONS, rendered
 from tests.ops.test_reload_configmap import free_port, metric
 from tests.process import process
@@ -47,8 +47,8 @@ def command(hook: Manifest, admin: int) -> list[str]:
         return [sys.executable, *words[1:]]
     found = shutil.which(words[0])
     if found is None:
-        pytest.skip(f"no {words[0]} here")
-    return [found, *words[1:]]
+        tools.missing(words[0])
+    return [str(found), *words[1:]]
 
 
 class Held:

@@ -109,7 +109,6 @@ def test_triton_and_its_gateway_share_memory_and_user() -> None:
     assert "--allow-client-shm=true" in pods.model["args"]
 
 
-@pytest.mark.xfail(strict=True, reason="until collect.py counts both")
 def test_the_autoscalers_ask_for_metrics_of_ours() -> None:
     asked = {
         metric["pods"]["metric"]["name"].removeprefix("tailrace_")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-ON_BUILD_MACHINE = os.environ.get("CI") == "true"
+ON_BUILD_MACHINE = bool(os.environ.get("CI"))
 
 
 def missing(what: str) -> None:
