@@ -72,4 +72,9 @@ class ControlCalls:
                 server_hostname=target.server_name,
             ) as answer,
         ):
-            return answer.status, await answer.content.read(MOST)
+            parts: list[bytes] = []
+            async for part in answer.content.iter_any():
+                parts.append(part)
+                if sum(map(len, parts)) > MOST:
+                    raise OSError("the answer to a control call is too large")
+            return answer.status, b"".join(parts)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gpu_batcher.api import Codec, Job, Reply, Runner, Send, TensorCodec
 from gpu_batcher.buffers import Pool
@@ -153,6 +153,11 @@ class ChosenRunner:
     def runner(self) -> Runner:
         """In use at this moment."""
         return self._now
+
+    @property
+    def pool(self) -> Pool[Any] | None:
+        """The buffers of the runner in use; None where it has none."""
+        return cast("Pool[Any] | None", getattr(self._now, "pool", None))
 
     async def run(self, job: Job) -> list[Reply]:
         """See ``Runner``."""

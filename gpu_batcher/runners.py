@@ -63,21 +63,21 @@ class HttpRunner:
     ) -> None:
         self._codec = codec
         self._packing = packing
-        self._pool = pool
+        self.pool = pool
         self._device = device
         self._send = send
         self._follows = follows or {}
 
     async def run(self, job: Job) -> list[Reply]:
         calls, codec = job.calls, self._codec
-        if self._pool is None or is_plain(calls, self._packing):
+        if self.pool is None or is_plain(calls, self._packing):
             layout = None
             try:
                 message = codec.join(calls)
             except ValueError as error:
                 raise refusal(calls, 400, error) from error
         else:
-            message, layout = await self._packed(job, self._pool)
+            message, layout = await self._packed(job, self.pool)
         answer = await self._send(message, job)
         if not 200 <= answer.status < 300:
             raise FailedError(answer)
@@ -89,8 +89,8 @@ class HttpRunner:
         return tensors.deal(calls, outputs, answer, own)
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        if self.pool is not None:
+            self.pool.close()
 
     async def _packed(self, job: Job, pool: Pool[HostBuffer]) -> tuple[Message, Layout]:
         codec = cast("TensorCodec", self._codec)

@@ -38,6 +38,7 @@ from gpu_batcher.shared_memory import Control, NotUpError, RefusedError, Regions
 from gpu_batcher.slots import Sleep, Slot, Slots
 
 if TYPE_CHECKING:
+    from gpu_batcher.buffers import Pool
     from gpu_batcher.packing import Packing
 
 log = logging.getLogger("tailrace")
@@ -101,6 +102,11 @@ class SharedMemoryRunner:
         self._follows = follows or {}
         self._zeros = bytes(size)
         self._closed = False
+
+    @property
+    def pool(self) -> Pool[Slot] | None:
+        """One buffer for each slot; None before the runner is open."""
+        return self.slots.pool
 
     async def open(self) -> None:
         """Once, before the first job. Raises NotUpError, RefusedError, RegionError and
