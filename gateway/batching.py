@@ -56,7 +56,8 @@ class Caller:
 
 
 class Batching:
-    """One route's. It outlives reloads that leave its configuration as it is."""
+    """One route's. It outlives reloads that leave its configuration as it is. ``sole``: nothing can
+    go alone, as there is no cluster."""
 
     def __init__(
         self,
@@ -66,8 +67,11 @@ class Batching:
         coalescer: Coalescer,
         clock: Clock,
         key: bytes,
+        *,
+        sole: bool = False,
     ) -> None:
         self.config = config
+        self.sole = sole
         self.coalescer = coalescer
         self.stats = BatchStats()
         self.alone = 0
@@ -99,6 +103,8 @@ class Batching:
                 self._inside -= 1
                 if self._retired:
                     self._left()
+        if self.sole and not self._small(request.length or 1):
+            raise Reject(Reason.BODY_TOO_LARGE, _bounds(self.config))
         self.alone += 1
         return await next(exchange)
 
@@ -112,6 +118,8 @@ class Batching:
         if exchange.body.aborted:  # its client is gone, and this is about to be cancelled
             raise asyncio.CancelledError
         if body is None or not self._small(len(body)):
+            if self.sole and body != b"":
+                raise Reject(Reason.BODY_TOO_LARGE, _bounds(self.config))
             return None
         target = request.target if self.rewrite is None else self.rewrite(request.target)
         try:
@@ -123,6 +131,8 @@ class Batching:
             raise Reject(Reason.MALFORMED, str(error)) from None
         config = self.config
         if call is None or call.rows > config.max_rows or call.size > config.max_bytes:
+            if self.sole and call is not None:
+                raise Reject(Reason.BODY_TOO_LARGE, _bounds(config))
             return None
         index = request.index
         values = tuple([index.get(name) for name in self._joined_by])
@@ -203,6 +213,10 @@ def _taken(exchange: Exchange, submitted: float, now: float) -> None:
     """Its wait is over: a place in the plan is what a permit is elsewhere."""
     exchange.queued = now - submitted
     exchange.granted = True
+
+
+def _bounds(config: Config) -> str:
+    return f"at most {config.max_rows} rows of {config.max_bytes} bytes in all go at once"
 
 
 def refusal(error: RefusedError) -> Reject:

@@ -85,6 +85,8 @@ class _Check:
                 if getattr(batching, name):
                     self._error(name, f"{batching.format} has no tensors to pack")
                     return
+        if batching.buckets and batching.pack != "bucket":
+            self._warn("buckets", "lengths are padded to these with pack: bucket only")
         for output, name in batching.outputs.items():
             if name not in batching.inputs:
                 self._error("outputs", f"{output!r}: there is no input {name!r} under inputs")
@@ -103,7 +105,7 @@ class _Check:
         if batching.runner != "python" and batching.function is not None:
             self._warn("function", "only runner: python calls a function")
         if batching.runner == "cuda_shared_memory" and batching.device == "host":
-            self._error("device", "runner: cuda_shared_memory needs device: cuda (or auto)")
+            self._error("runner", "runner: cuda_shared_memory needs device: cuda (or auto)")
         if batching.runner in ("http", "system_shared_memory") and batching.device == "cuda":
             self._warn("device", f"runner: {batching.runner} packs in host memory")
 

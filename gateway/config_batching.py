@@ -10,12 +10,12 @@ import msgspec
 
 from filters.units import HeaderName, Share, Struct
 
-InputName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+InputName = Annotated[str, msgspec.Meta(extra={"unit": "input"})]
 Axis = Annotated[int, msgspec.Meta(ge=1, le=8)]
 Length = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 Wait = Annotated[float, msgspec.Meta(ge=0.001, extra={"unit": "duration"})]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 30, extra={"unit": "size"})]
-Function = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+Function = Annotated[str, msgspec.Meta(extra={"unit": "function"})]
 
 
 class Input(Struct, frozen=True):

@@ -37,12 +37,14 @@ EXPECTED = {
     "path": "a path such as /v1",
     "name": "a name",
     "method": "a method such as POST",
+    "input": "the name of an input",
+    "function": "MODULE:FUNCTION",
     "header": "a header's name",
     "header_value": "a header's value",
     "hash_key": "header:NAME",
     "limit_key": "client, route or header:NAME",
 }
-_QUOTABLE = ("", "file", "header", "header_value", "host", "name", "path")
+_QUOTABLE = ("", "file", "header", "header_value", "host", "input", "name", "path")
 _MADE = {"bool": "", "int": "the number ", "float": "the number ", "null": "", "date": "the date "}
 
 

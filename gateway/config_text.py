@@ -22,6 +22,7 @@ from gateway.config_units import (
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PATH = re.compile(r"/[!-~]*")
 _UNIX_MAX = 107
@@ -174,6 +175,19 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_input(text: str) -> str:
+    """The name of a model's input, which is the model's business."""
+    if not 1 <= len(text) <= 256:
+        raise BadValueError(f"not the name of an input: {short(text)}", "1 to 256 characters")
+    return text
+
+
+def parse_function(text: str) -> str:
+    if not _FUNCTION.fullmatch(text):
+        raise BadValueError(f"not MODULE:FUNCTION: {short(text)}")
+    return text
+
+
 def parse_method(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise BadValueError(f"not a method: {short(text)}")
@@ -231,6 +245,8 @@ PARSERS: dict[str, Callable[[str], str | int | float]] = {
     "path": parse_path,
     "name": parse_name,
     "method": parse_method,
+    "input": parse_input,
+    "function": parse_function,
     "header": parse_header,
     "header_value": parse_header_value,
     "hash_key": parse_hash_key,

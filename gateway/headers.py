@@ -67,7 +67,8 @@ def request_head(exchange: Exchange, route: BoundRoute, authority: bytes, now: f
     changing = _changing_lines(exchange, now)
     if route.request_drop:  # what a route removes or sets is not ours to write either
         own += changing
-        kept = [line for line in own.splitlines(True) if line.partition(b":")[0] not in drop]
+        edited = route.request_drop
+        kept = [line for line in own.splitlines(True) if line.partition(b":")[0] not in edited]
         return b"%b%b%b\r\n" % (lasting, b"".join(kept), route.request_lines)
     lasting += own
     if told is not None and exchange.span is None:

@@ -36,6 +36,7 @@ _PATTERNS = {
     "url": r"^https?://",
     "path": r"^/",
     "name": r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+    "function": r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
     "hash_key": r"^header:.+$",
     "limit_key": r"^(client|route|header:.+)$",
 }

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import ssl
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -375,6 +376,10 @@ def run(config: Config, path: Path | None = None) -> int:
     import uvloop
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    if path is not None:
+        # Models beside the configuration are found. Last: a file there is not to take the place of
+        # a module that the gateway has yet to import.
+        sys.path.append(str(path.absolute().parent))
     # The collector has nothing to find in an exchange that ended well, as none leaves a cycle
     # behind; so it may look seldom, and never at what was there from the start.
     gc.collect()

@@ -174,11 +174,11 @@ class Wiring:
     def _batches(self, config: Batching, before: RouteFilters) -> BatchLine:
         """Those of before, with their buffers and all who wait, if nothing about them changes."""
         kept = before.batches
-        if kept is not None and kept.config == config:
+        if kept is not None and kept.config == config and not kept.failed:
             return kept
         from gateway.batch_wiring import BatchLine  # most gateways never batch
 
-        made = BatchLine(config, self._seams.clock, self._seams.rng)
+        made = BatchLine(config, self._seams.clock, self._seams.rng, sole=not before.cluster)
         self._made.append(made)
         return made
 

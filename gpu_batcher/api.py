@@ -152,8 +152,8 @@ class TensorCodec(Codec, Protocol):
 @dataclass(slots=True)
 class Job:
     """A batch, or a part of one, on its way to a runner. ``calls`` have equal keys. ``origins``:
-    the edge's own word for each caller. ``deadline`` is the latest of theirs, in the clock's seconds:
-    nobody wants an answer after it.
+    the edge's own word for each caller. ``deadline`` is the latest of theirs, in the clock's
+    seconds: nobody wants an answer after it.
 
     What is noted on the way: by the runner ``padding``, the share of padded elements; by ``Send``
     ``settle``, which is called once it turned out to be of use (True), or not.

@@ -79,12 +79,13 @@ class Coalescer:
     async def submit(self, call: Call, terms: Terms) -> Reply:
         """A call's own answer. Raises RefusedError. Cancelling it leaves nothing behind."""
         now = self._clock.now()
-        member = Member(call, terms, asyncio.get_running_loop().create_future(), now)
+        loop = asyncio.get_running_loop()
+        member = Member(call, terms, loop.create_future(), now)
         self.counts.calls += 1
         self._means.containment.requested()
         try:
             self._add(member, now)
-            self._ask()
+            self._ask(loop)
             return await member.future
         except asyncio.CancelledError:
             self._plan.remove(member.waiting)
@@ -120,12 +121,12 @@ class Coalescer:
 
     # -- batches -------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at the plan soon: not at once, so that what came in the same turn of the event loop
         is there together."""
         if not self._asked:
             self._asked = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._asked = False
@@ -145,7 +146,7 @@ class Coalescer:
     def _ring(self) -> None:
         self._timer = None
         self._due = inf
-        self._ask()
+        self._ask(asyncio.get_running_loop())
 
     def _launch(self, batch: Batch[Member], now: float) -> None:
         flight = Flight(batch, [waiting.item for waiting in batch.members], now, self._means)
@@ -163,11 +164,13 @@ class Coalescer:
         self.counts.rows += flight.batch.rows
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a batch failed inside the gateway", exc_info=error)
-        for member in flight.members:  # nobody is left waiting, whatever went wrong
-            member.refuse(RefusedError(Why.CLOSED if self._closed else Why.SERVER))
+        if flight.live:  # nobody is left waiting, whatever went wrong
+            refusal = RefusedError(Why.CLOSED if self._closed else Why.SERVER)
+            for member in flight.members:
+                member.refuse(refusal)
         if self.watch is not None:
             self.watch(flight, now)
-        self._ask()
+        self._ask(asyncio.get_running_loop())
 
     # -- life ----------------------------------------------------------------------------------
 

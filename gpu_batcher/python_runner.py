@@ -6,6 +6,9 @@ array, named ``output``. For the others it gets the list of all items (texts, to
 instances), and returns an array or a list with one row for each. What it returns is looked at like
 a server's answer: rows, datatypes, sizes.
 
+A function that finds fault with what a caller sent raises ``BadRequestError``: that caller alone
+gets its text, with 400. Any other exception is a 500 that says nothing.
+
 It runs on a worker thread and cannot be stopped there. So the buffer comes back when the function
 returns, whether anybody still waits or not.
 """
@@ -29,6 +32,7 @@ from gpu_batcher import hostcopy
 from gpu_batcher.api import (
     SIZES,
     BadAnswerError,
+    BadRequestError,
     Codec,
     FailedError,
     Job,
@@ -42,6 +46,7 @@ from gpu_batcher.api import (
 from gpu_batcher.buffers import Lease, Pool, PoolClosedError
 from gpu_batcher.codecs import tensor_bytes
 from gpu_batcher.codecs.tensor_bytes import DataError
+from gpu_batcher.model_function import Function, LoadError, load_and_tell
 from gpu_batcher.runners import Follows, lay_out, own_parts, strip
 
 if TYPE_CHECKING:
@@ -51,7 +56,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailrace")
 
-Function = Callable[[Any], Any]
 T = TypeVar("T")
 
 FAREWELL = 5.0
@@ -61,44 +65,9 @@ ONLY_FP32 = frozenset(("openai_embeddings",))
 DATATYPES = {kind: name for name, kind in hostcopy.DTYPES.items() if name != "BF16"}
 
 
-class LoadError(Exception):
-    """There is no such function."""
-
-
 class FunctionError(Exception):
     """The function has raised, or has no memory. Its own words stay in the log: they could name
     files, or tell of one caller's data to the others."""
-
-
-def load(name: str) -> Function:
-    """``module:function`` or ``module:Class``, of which an object is made; dots after the colon
-    lead into objects. Runs the module, and so takes as long as that does. Raises LoadError."""
-    module_name, _, path = name.partition(":")
-    if not module_name or not path:
-        raise LoadError(f"{name!r}: expected module:function")
-    try:
-        found = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise LoadError(f"{name!r}: no module {error.name!r}") from error
-    except Exception as error:
-        raise LoadError(f"{name!r}: importing the module failed: {_shown(error)}") from error
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise LoadError(f"{name!r}: there is no {part!r} in it") from None
-    if isinstance(found, type):
-        try:
-            found = found()
-        except Exception as error:
-            raise LoadError(f"{name!r}: making one failed: {_shown(error)}") from error
-    if not callable(found):
-        raise LoadError(f"{name!r}: it is not callable")
-    return cast("Function", found)
-
-
-def _shown(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 class Workers:
@@ -134,6 +103,10 @@ class Workers:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
+                except StopIteration as error:  # Which no asyncio future takes.
+                    future.set_exception(
+                        RuntimeError("StopIteration").with_traceback(error.__traceback__)
+                    )
                 except BaseException as error:  # noqa: BLE001
                     future.set_exception(error)
             del future, work, item
@@ -143,8 +116,6 @@ class PythonRunner:
     """``function``: itself, or its name, which is then loaded on a worker thread while jobs wait.
     ``pool``: of ``device``'s buffers; None for formats without tensors. ``threads``: calls of the
     function at the same time."""
-
-    name = "python"
 
     def __init__(
         self,
@@ -158,16 +129,28 @@ class PythonRunner:
     ) -> None:
         self._codec = codec
         self._packing = packing
-        self._pool = pool
+        self.pool = pool
         self._device = device
         self._follows = follows or {}
         self._closed = False
         self._workers = Workers(threads)
         if isinstance(function, str):
-            self._function = self._workers.submit(lambda: load(function))
+            self._function = self._workers.submit(lambda: load_and_tell(function))
         else:
             self._function = Future()
             self._function.set_result(function)
+
+    @property
+    def name(self) -> str:
+        """With what keeps it from working, if anything does."""
+        if not self._function.done():
+            return "python, loading"
+        return "python, failed to load" if self.failed else "python"
+
+    @property
+    def failed(self) -> bool:
+        """There is no such function. Only another runner will look again."""
+        return self._function.done() and self._function.exception() is not None
 
     async def ready(self) -> None:
         """Returns when the function is loaded. Raises LoadError."""
@@ -181,10 +164,10 @@ class PythonRunner:
             await self.ready()
         except LoadError as error:
             raise NoAnswerError(error, begun=False) from error
-        if self._pool is None:
+        if self.pool is None:
             outputs, layout = await self._items(job), None
         else:
-            outputs, layout = await self._tensors(job, self._pool)
+            outputs, layout = await self._tensors(job, self.pool)
         calls, codec = job.calls, self._codec
         if layout is not None:
             own = own_parts(outputs, layout, self._follows)
@@ -200,8 +183,8 @@ class PythonRunner:
         if not ended:
             log.warning("the model function does not return, and is left behind")
         await asyncio.sleep(0)  # For leases to come back.
-        if self._pool is not None:
-            self._pool.close()
+        if self.pool is not None:
+            self.pool.close()
 
     async def _tensors(self, job: Job, pool: Pool[Any]) -> tuple[list[Tensor], Layout]:
         try:
@@ -244,7 +227,7 @@ class PythonRunner:
         except (BadAnswerError, asyncio.CancelledError):
             raise
         except BaseException as error:
-            raise _failure(error) from error
+            raise _failure(error, self._codec.name) from error
 
     def _called(self, given: Any, rows: int, *, spans: bool) -> list[Tensor]:
         """On the worker thread: what the function returns, copied, because it may be the very
@@ -259,14 +242,26 @@ class PythonRunner:
         ]
 
 
-def _failure(error: BaseException) -> FailedError | NoAnswerError:
-    """What callers may know of it."""
+def _failure(error: BaseException, form: str) -> FailedError | NoAnswerError:
+    """What callers may know of it. A batch's error is told to nobody, but parts it, so what is said
+    here is only ever said to one who was alone."""
+    if isinstance(error, BadRequestError):  # No fault of the function's, and callers fill no logs.
+        return _answered(400, str(error), form)
     log.error("the model function failed", exc_info=error)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if kinds & {"MemoryError", "OutOfMemoryError"}:  # CuPy's and torch's are called so.
         return NoAnswerError(FunctionError("the model function is out of memory"), begun=False)
-    body = msgspec.json.encode({"error": "the model function failed"})
-    return FailedError(Message([body], {b"content-type": b"application/json"}, 500))
+    return _answered(500, "the model function failed", form)
+
+
+def _answered(status: int, text: str, form: str) -> FailedError:
+    """In the error shape of the format. It would say the same again, so clients need not ask."""
+    told: object = text
+    if form in ONLY_FP32:
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        told = {"message": text, "type": kind, "param": None, "code": None}
+    head = {b"content-type": b"application/json", b"x-should-retry": b"false"}
+    return FailedError(Message([msgspec.json.encode({"error": told})], head, status))
 
 
 def _plain(item: object) -> object:

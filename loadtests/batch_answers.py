@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from random import Random
 from typing import Any
 
 import uvloop
@@ -105,7 +107,7 @@ def among_poison(port: int, path: str, requests: int, clients: int) -> Seen:
 
 async def _among(port: int, path: str, requests: int, clients: int) -> Seen:
     seen = Seen()
-    numbers = iter(range(requests))
+    numbers = _numbers(requests)
     work = [_client(port, path, numbers, seen) for _ in range(clients)]
     try:
         async with asyncio.timeout(_SECONDS):
@@ -115,13 +117,23 @@ async def _among(port: int, path: str, requests: int, clients: int) -> Seen:
     return seen
 
 
-async def _client(port: int, path: str, numbers: Any, seen: Seen) -> None:
+def _numbers(requests: int) -> Iterator[tuple[int, bool]]:
+    """The requests, and which are poison: of each ``EVERY`` one, at a random place."""
+    rng = Random(EVERY)
+    bad = 0
+    for number in range(requests):
+        if number % EVERY == 0:
+            bad = number + rng.randrange(min(EVERY, requests - number))
+        yield number, number == bad
+
+
+async def _client(port: int, path: str, numbers: Iterator[tuple[int, bool]], seen: Seen) -> None:
     """All share ``numbers``, the requests that are still to be made."""
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
     try:
-        for number in numbers:
-            bad = number % EVERY == EVERY // 2
-            row = struct.pack("<4f", FAILS if bad else 0.0, number, number >> 12, -number)
+        for number, bad in numbers:
+            # No two are alike, and none reads the same backwards.
+            row = struct.pack("<4f", FAILS if bad else 0.0, number, 1.0, -number)
             writer.write(_request(path, row))
             status, data = await _answer(reader)
             seen.sent += 1

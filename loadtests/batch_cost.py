@@ -1,6 +1,6 @@
 """What batching costs inside the process: real codec, plan and runner, no sockets, no server.
 
-    python -m loadtests.batch_cost [--form binary|json|padded] [--seconds N] [--profile] [--json]
+    python -m loadtests.batch_cost [--form FORM] [--callers N] [--seconds N] [--profile] [--json]
 
 64 callers on uvloop, each with one request of 1 KB on the way: it is read, checked, submitted,
 batched, joined (or packed), and the answer is divided. What answers is a function that has the
@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
 
 import uvloop
 
@@ -34,7 +35,7 @@ from gpu_batcher.host import HostDevice
 from gpu_batcher.pacing import Bounds
 from gpu_batcher.packing import Extra, Packing, Rule
 from gpu_batcher.runners import HttpRunner
-from loadtests.batch_load import Body, binary_body, json_body
+from loadtests.batch_load import binary_body, json_body
 
 CALLERS = 64
 COLUMNS = 256
@@ -42,8 +43,10 @@ COLUMNS = 256
 RUN = 50
 """Requests of each caller in a run: 3,200 together, about 0.1 s."""
 TARGET = b"/v2/models/elementwise/infer"
-FORMS = ("binary", "json", "padded")
-"""``padded``: binary, but the callers' rows are of two lengths, and the model wants a mask."""
+FORMS = ("binary", "ids", "json", "padded")
+"""``ids``: binary, and every request has an id of its own, as far as clients give any, so that no
+two have the same JSON. ``padded``: binary, but the rows are of two lengths, and the model wants a
+mask."""
 _BUFFER = 1 << 20
 
 
@@ -93,21 +96,22 @@ class Work:
     coalescer: Coalescer
     clock: LoopClock
     answering: Answering
-    bodies: Sequence[tuple[Mapping[bytes, bytes], bytes]]
+    bodies: Sequence[Sequence[tuple[Mapping[bytes, bytes], bytes]]]
+    """Of each caller, one after the other, again and again."""
     last: Reply | None = field(default=None)
 
     async def run(self, each: int) -> float:
         """CPU microseconds per request of ``each`` requests from every caller, the seam's share
         included."""
         began = time.process_time()
-        await asyncio.gather(*(self._caller(place, each) for place in range(CALLERS)))
-        return (time.process_time() - began) / (each * CALLERS) * 1e6
+        callers = len(self.bodies)
+        await asyncio.gather(*(self._caller(place, each) for place in range(callers)))
+        return (time.process_time() - began) / (each * callers) * 1e6
 
     async def _caller(self, place: int, count: int) -> None:
         """What ``gateway.batching`` does for each request, without the exchange."""
-        head, body = self.bodies[place]
         codec, packing, submit, clock = self.codec, self.packing, self.coalescer.submit, self.clock
-        for _ in range(count):
+        for head, body in islice(cycle(self.bodies[place]), count):
             call = codec.read(TARGET, head, memoryview(body))
             assert call is not None
             packing.check(call)
@@ -116,7 +120,7 @@ class Work:
 
     async def seam(self) -> float:
         """What ``Answering`` takes for one batch, microseconds."""
-        job = Job([None] * CALLERS, ())  # type: ignore[list-item]
+        job = Job([None] * len(self.bodies), ())  # type: ignore[list-item]
         message, count = Message([b""]), 20_000
         began = time.process_time()
         for _ in range(count):
@@ -124,7 +128,7 @@ class Work:
         return (time.process_time() - began) / count * 1e6
 
 
-def work(form: str) -> Work:
+def work(form: str, callers: int = CALLERS) -> Work:
     padded = form == "padded"
     axes = {"X": (1,)} if padded else {}
     codec = KserveV2(axes)
@@ -134,23 +138,32 @@ def work(form: str) -> Work:
     answering = Answering()
     runner = HttpRunner(codec, packing, pool, device, answering)
     clock = LoopClock(asyncio.get_running_loop(), time.monotonic)
-    make = json_body if form == "json" else binary_body
-    bodies = []
-    for place in range(CALLERS):
-        columns = COLUMNS - 16 * (place % 2) if padded else COLUMNS
-        bodies.append(_wire(make(tuple(place + n / 7 for n in range(columns)))))
+    bodies = [_bodies(form, place) for place in range(callers)]
     return Work(codec, packing, Coalescer(runner, Bounds(), clock), clock, answering, bodies)
 
 
-def _wire(body: Body) -> tuple[Mapping[bytes, bytes], bytes]:
-    head = {name.lower().encode(): value.encode() for name, value in body.head.items()}
-    return head, body.data
+def _bodies(form: str, place: int) -> list[tuple[Mapping[bytes, bytes], bytes]]:
+    """What one caller sends."""
+    columns = COLUMNS - 16 * (place % 2) if form == "padded" else COLUMNS
+    values = tuple(place + n / 7 for n in range(columns))
+    if form == "json":
+        sent = [json_body(values)]
+    elif form == "ids":
+        sent = [binary_body(values, own_id=f"{place}-{turn}") for turn in range(RUN)]
+    else:
+        sent = [binary_body(values)]
+    return [
+        ({name.lower().encode(): value.encode() for name, value in each.head.items()}, each.data)
+        for each in sent
+    ]
 
 
-async def measure(form: str, seconds: float, *, profile: bool = False) -> Cost:
+async def measure(
+    form: str, seconds: float, *, callers: int = CALLERS, profile: bool = False
+) -> Cost:
     """Runs for about ``seconds``, three runs at least. With ``profile`` cProfile's table of one
     more such time goes to stdout."""
-    does = work(form)
+    does = work(form, callers)
     await does.run(RUN // 5)
     gc.collect()
     gc.freeze()
@@ -159,7 +172,7 @@ async def measure(form: str, seconds: float, *, profile: bool = False) -> Cost:
         await _profiled(does, seconds)
     counts, sent = does.coalescer.counts, does.answering.sent
     calls = counts.calls
-    runs = []
+    runs: list[float] = []
     until = time.monotonic() + seconds
     while len(runs) < 3 or time.monotonic() < until:
         runs.append(await does.run(RUN))
@@ -189,11 +202,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--form", choices=FORMS, default="binary")
+    parser.add_argument("--callers", type=int, default=CALLERS, help="and rows in a batch")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--profile", action="store_true", help="cProfile's table as well")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
-    cost = uvloop.run(measure(options.form, options.seconds, profile=options.profile))
+    cost = uvloop.run(
+        measure(options.form, options.seconds, callers=options.callers, profile=options.profile)
+    )
     if options.json:
         print(json.dumps(asdict(cost)))
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import time
@@ -30,25 +31,27 @@ class Body:
     head: Mapping[str, str]
 
 
-def binary_body(values: tuple[float, ...], name: str = "X") -> Body:
+def binary_body(values: tuple[float, ...], own_id: str = "") -> Body:
     """One row of FP32 as tritonclient sends it, with a binary answer asked for."""
     data = struct.pack(f"<{len(values)}f", *values)
-    entry = _entry(name, len(values))
-    entry["parameters"] = {"binary_data_size": len(data)}
-    fields = {"inputs": [entry], "parameters": {"binary_data_output": True}}
+    entry = {**_entry(len(values)), "parameters": {"binary_data_size": len(data)}}
+    fields: dict[str, object] = {"inputs": [entry]}
+    fields["parameters"] = {"binary_data_output": True}
+    if own_id:
+        fields = {"id": own_id, **fields}
     text = json.dumps(fields, separators=(",", ":")).encode()
     return Body(text + data, {HEADER: str(len(text))})
 
 
-def json_body(values: tuple[float, ...], name: str = "X") -> Body:
+def json_body(values: tuple[float, ...]) -> Body:
     """The same as JSON."""
-    fields = {"inputs": [{**_entry(name, len(values)), "data": values}]}
+    fields = {"inputs": [{**_entry(len(values)), "data": values}]}
     text = json.dumps(fields, separators=(",", ":")).encode()
     return Body(text, {"Content-Type": "application/json"})
 
 
-def _entry(name: str, columns: int) -> dict[str, object]:
-    return {"name": name, "shape": [1, columns], "datatype": "FP32"}
+def _entry(columns: int) -> dict[str, object]:
+    return {"name": "X", "shape": [1, columns], "datatype": "FP32"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ Fire = Callable[[Shot], Sample]
 def wrk(shot: Shot, scratch: Path) -> Sample:
     """``answered`` within ``seconds``; ``refused``: with a status from 400 on; ``broken``:
     connections and timeouts. Whole seconds, at least 1."""
+    if shutil.which("wrk") is None:
+        raise LoadError("wrk is not installed (Debian: wrk)")
     file = scratch / "body"
     file.write_bytes(shot.body.data)
     lines = "".join(f"{name}: {value}\n" for name, value in shot.body.head.items())

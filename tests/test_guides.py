@@ -84,7 +84,14 @@ async def test_the_quick_start_shows_a_failure_and_contains_it() -> None:
             first = (await demo.stdout.readline()).decode()
             found = re.match(told.replace("PORT", r"(\d+)"), first)
             assert found, first
-            why, page = await failing(f"http://127.0.0.1:{found[2]}")
+            admin = f"http://127.0.0.1:{found[2]}"
+            why, page = await failing(admin)
+            top = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gateway", "top", admin, "--once"),
+                cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            seen = (await top.communicate())[0].decode()
+            by_hand = [await posted(admin, what) for what in ("eject", "restore")]
             demo.send_signal(signal.SIGINT)
             rest = (await demo.stdout.read()).decode()
             assert await demo.wait() == 0, "too many callers failed"
@@ -95,6 +102,9 @@ async def test_the_quick_start_shows_a_failure_and_contains_it() -> None:
     assert why
     assert "<!doctype html>" in page.lower()
     assert "seen by callers" in rest
+    assert "127.0.0.1" in seen
+    assert by_hand[0] in (200, 409)  # one of the others may be out just then
+    assert by_hand[1] == 200
 
 
 async def failing(admin: str) -> tuple[str, str]:
@@ -113,6 +123,17 @@ async def failing(admin: str) -> tuple[str, str]:
             await asyncio.sleep(0.1)
 
 
+async def posted(admin: str, what: str) -> int:
+    """Eject or restore the first endpoint, as the guide says; the status."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{admin}/clusters") as answer:
+            ((name, cluster),) = (await answer.json())["clusters"].items()
+        (first, *_) = _each(cluster["endpoints"])
+        url = f"{admin}/clusters/{name}/endpoints/{first['endpoint']}/{what}"
+        async with session.post(url) as answer:
+            return answer.status
+
+
 def _each(ends: Any) -> list[Any]:
     return list(ends.values()) if isinstance(ends, dict) else list(ends)
 
@@ -120,7 +141,9 @@ def _each(ends: Any) -> list[Any]:
 # -- the programs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [ROOT / "docs" / "quickstart.md", HOWTO / "vllm.md"], ids=str)
+@pytest.mark.parametrize(
+    "path", [ROOT / "docs" / "quickstart.md", HOWTO / "vllm.md"], ids=lambda path: path.name
+)
 async def test_the_chat_programs_get_an_answer(path: Path) -> None:
     pytest.importorskip("openai")
     model = ModelServer("a", Random(1))

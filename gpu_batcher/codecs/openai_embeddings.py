@@ -57,6 +57,9 @@ _Token = Annotated[int, Meta(ge=0, le=_INT64)]
 # msgspec allows one kind of list in a union, so that a list is all of one kind is checked below.
 _input: msgspec.json.Decoder[Any] = msgspec.json.Decoder(str | list[str | _Token | list[_Token]])
 _bytes = msgspec.json.Decoder(bytes)  # From a string in base64.
+_wanted: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(
+    Annotated[int, Meta(ge=1, le=_INT64)] | None
+)
 _usage = msgspec.json.Decoder(dict[str, Any] | None)
 
 
@@ -101,17 +104,21 @@ class OpenAiEmbeddings:
     Alone go: other paths, content types and encodings, an ``encoding_format`` not known here, and
     requests with an empty input (no inputs, ``""`` or ``[]``): OpenAI refuses those, but vLLM
     embeds an empty text, so whether it is an error is the server's to say, and to say to this
-    caller only. The caller's mistake (400) is whatever no server accepts, and more than
-    ``max_inputs``. A batch is to have no more than that either, which is the plan's part.
+    caller only; where there is none (``sole``) it is one. The caller's mistake (400) is whatever no
+    server accepts, and more than ``max_inputs``. A batch is to have no more than that either, which
+    is the plan's part.
     """
 
-    __slots__ = ("_base64", "_most")
+    __slots__ = ("_base64", "_most", "_sole")
 
     name = "openai_embeddings"
 
-    def __init__(self, *, upstream_base64: bool = True, max_inputs: int = MAX_INPUTS) -> None:
+    def __init__(
+        self, *, upstream_base64: bool = True, max_inputs: int = MAX_INPUTS, sole: bool = False
+    ) -> None:
         self._base64 = upstream_base64
         self._most = max_inputs
+        self._sole = sole
 
     def read(self, target: bytes, head: Mapping[bytes, bytes], body: memoryview) -> Call | None:
         """See ``Codec``. ``items`` are texts (str) or lists of token ids, one for each input;
@@ -131,6 +138,12 @@ class OpenAiEmbeddings:
             )
         numbers = _WANTS_NUMBERS.get(bytes(fields.get("encoding_format", _NULL)))
         if numbers is None or not items or not all(items):
+            if self._sole:
+                raise BadRequestError(
+                    "encoding_format: expected float or base64"
+                    if numbers is None
+                    else "input: expected no empty ones"
+                )
             return None
         if self._base64:
             fields.pop("encoding_format", None)
@@ -194,7 +207,9 @@ class OpenAiEmbeddings:
 
         ``usage`` counts what an output ``prompt_tokens`` (INT32 or INT64, one for each row) says;
         without it the token ids that were sent, and for texts 0, because only the model knows.
-        Raises BadAnswerError.
+        ``dimensions`` is seen to here, as the model is not told of it: embeddings are cut to so
+        many and brought to length 1 again, as OpenAI does; 400 for more than there are. Raises
+        BadAnswerError.
         """
         if not outputs:
             raise BadAnswerError("outputs: the model gave none")
@@ -208,9 +223,14 @@ class OpenAiEmbeddings:
                 f"of shape {first.shape} in {len(data)} bytes"
             )
         notes = _notes(call)
+        wanted = _dimensions(notes.fields.get("dimensions", _NULL), width)
+        if wanted is None:
+            return Reply(400, dict(JSON_HEAD), _refused(f"dimensions: expected 1 to {width}"))
+        if wanted < width:
+            data, width = shortened(data, width, wanted), wanted
         vectors: list[object]
         if notes.numbers:
-            vectors = list(shortest(data).reshape(first.shape).tolist())
+            vectors = list(shortest(data).reshape(call.rows, width).tolist())
         else:
             size = 4 * width
             vectors = [b64encode(data[at : at + size]).decode() for at in range(0, len(data), size)]
@@ -332,6 +352,30 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     for at in first[: total - sum(parts)]:
         parts[at] += 1
     return parts
+
+
+def _dimensions(asked: Raw, width: int) -> int | None:
+    """How many of ``width`` a caller gets. None: what it asks for cannot be."""
+    try:
+        wanted = _wanted.decode(asked)
+    except FAULTS:
+        return None
+    return width if wanted is None else wanted if wanted <= width else None
+
+
+def _refused(text: str) -> bytes:
+    error = {"message": text, "type": "invalid_request_error", "param": None, "code": None}
+    return encode({"error": error})
+
+
+def shortened(data: bytes, width: int, wanted: int) -> bytes:
+    """Embeddings of ``width`` float32, cut to the first ``wanted`` and brought to length 1; one of
+    nothing but 0 stays that."""
+    import numpy as np  # Few callers ask for it.
+
+    cut = np.frombuffer(data, "<f4").reshape(-1, width)[:, :wanted].astype(np.float64)
+    lengths = np.sqrt((cut * cut).sum(axis=1, keepdims=True))
+    return (cut / np.where(lengths, lengths, 1)).astype("<f4").tobytes()
 
 
 def _counted(call: Call, outputs: Sequence[Tensor]) -> int:

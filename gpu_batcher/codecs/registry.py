@@ -19,13 +19,16 @@ def make(
     format: str,  # noqa: A002
     variable: Mapping[str, tuple[int, ...]] | None = None,
     binary: bool = True,
+    sole: bool = False,
 ) -> Codec:
     """The codec of a format, for one route.
 
     ``variable``: input name -> axes (from 1) that may differ within a batch; only inputs that are
     tensors have any. ``binary``: whether the server knows the compact form of the format: the
-    binary tensor extension of kserve_v2, base64 of openai_embeddings; kserve_v1 has none. Raises
-    ValueError for what cannot be, and ImportError where the format needs NumPy and it is missing.
+    binary tensor extension of kserve_v2, base64 of openai_embeddings; kserve_v1 has none. ``sole``:
+    there is no server that could answer what goes alone, so what is wrong with it is said here.
+    Raises ValueError for what cannot be, and ImportError where the format needs NumPy and it is
+    missing.
     """
     if format == "kserve_v2":
         from gpu_batcher.codecs.kserve_v2 import KserveV2
@@ -45,7 +48,7 @@ def make(
 
     from gpu_batcher.codecs.openai_embeddings import OpenAiEmbeddings
 
-    return OpenAiEmbeddings(upstream_base64=binary)
+    return OpenAiEmbeddings(upstream_base64=binary, sole=sole)
 
 
 def is_tensor_codec(codec: Codec) -> TypeGuard[TensorCodec]:

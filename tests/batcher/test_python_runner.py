@@ -6,10 +6,8 @@ import asyncio
 import json
 import sys
 import threading
-import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,14 +16,22 @@ import pytest
 np = pytest.importorskip("numpy")
 
 from gpu_batcher import python_runner  # noqa: E402
-from gpu_batcher.api import BadAnswerError, Call, Codec, FailedError, Job, NoAnswerError  # noqa: E402
+from gpu_batcher.api import (  # noqa: E402
+    BadAnswerError,
+    BadRequestError,
+    Call,
+    Codec,
+    FailedError,
+    Job,
+    NoAnswerError,
+)
 from gpu_batcher.buffers import Pool  # noqa: E402
 from gpu_batcher.codecs.kserve_v1 import KServeV1  # noqa: E402
 from gpu_batcher.codecs.kserve_v2 import KserveV2  # noqa: E402
 from gpu_batcher.codecs.openai_embeddings import OpenAiEmbeddings  # noqa: E402
 from gpu_batcher.device import CupyDevice, HostDevice  # noqa: E402
 from gpu_batcher.packing import Packing, Rule  # noqa: E402
-from gpu_batcher.python_runner import LoadError, PythonRunner, load  # noqa: E402
+from gpu_batcher.python_runner import PythonRunner  # noqa: E402
 from tests.batcher.fake_cupy import FakeCupy  # noqa: E402
 from tests.batcher.shared_server import answered, binary, twice  # noqa: E402
 
@@ -61,91 +67,6 @@ def call_of(codec: Codec, target: bytes, **fields: Any) -> Call:
     call = codec.read(target, JSON, memoryview(json.dumps(fields).encode()))
     assert call is not None
     return call
-
-
-# -- loading -----------------------------------------------------------------------------------
-
-
-class Model:
-    def __call__(self, arrays: Any) -> Any:
-        return double(arrays)
-
-    def method(self, arrays: Any) -> Any:
-        return arrays
-
-
-class Broken:
-    def __init__(self) -> None:
-        raise ValueError("no weights")
-
-
-MODEL = Model()
-
-
-def test_loading() -> None:
-    assert load("math:sqrt")(4) == 2
-    assert isinstance(load(f"{__name__}:Model"), Model)
-    assert load(f"{__name__}:MODEL.method")(3) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("math", "expected module:function"),
-        (":f", "expected module:function"),
-        ("math:", "expected module:function"),
-        ("no_such_module.here:f", "no module 'no_such_module'"),
-        ("math:nothing", "no 'nothing' in it"),
-        ("math:pi", "not callable"),
-        (f"{__name__}:Broken", "making one failed: ValueError: no weights"),
-        ("broken_module:f", "importing the module failed: ZeroDivisionError"),
-    ],
-)
-def test_what_cannot_be_loaded(
-    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "broken_module.py").write_text("1 / 0")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(LoadError) as error:
-        load(name)
-    assert why in str(error.value)
-    assert name in str(error.value)
-
-
-async def test_jobs_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
-
-    class Slow:
-        def __init__(self) -> None:
-            self.thread = threading.current_thread()
-            go_on.wait()
-
-        def __call__(self, arrays: Any) -> Any:
-            assert threading.current_thread() is self.thread
-            return double(arrays)
-
-    module = types.ModuleType("slow_model")
-    module.Slow = Slow  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "slow_model", module)
-    async with running("slow_model:Slow") as (runner, pool):
-        task = asyncio.create_task(runner.run(job_of([[1]])))
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not task.done()
-        assert pool is not None
-        assert pool.in_use == 0
-        go_on.set()
-        assert [answered(each) for each in await task] == [[[3]]]
-
-
-async def test_a_model_that_cannot_be_loaded() -> None:
-    async with running("math:nothing") as (runner, _):
-        with pytest.raises(LoadError):
-            await runner.ready()
-        with pytest.raises(NoAnswerError) as none:
-            await runner.run(job_of([[1]]))
-        assert isinstance(none.value.cause, LoadError)
-        assert not none.value.begun
 
 
 # -- tensors -----------------------------------------------------------------------------------
@@ -258,7 +179,9 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
     return function
 
 
-@pytest.mark.parametrize("error", [ValueError("/secret/path"), KeyError("x"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error", [ValueError("/secret/path"), KeyError("x"), SystemExit(3), StopIteration()]
+)
 async def test_its_words_are_for_the_log(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,6 +193,19 @@ async def test_its_words_are_for_the_log(
         assert type(error).__name__ in caplog.text
         with pytest.raises(FailedError):
             await runner.run(job_of([[1]]))
+
+
+async def test_a_callers_fault_is_told_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    codec = OpenAiEmbeddings()
+    call = call_of(codec, b"/v1/embeddings", model="m", input="a")
+    for using, job in ((CODEC, job_of([[1]])), (codec, Job([call], [None]))):
+        async with running(raising(BadRequestError("too long")), using) as (runner, _):
+            with pytest.raises(FailedError) as failed:
+                await runner.run(job)
+            assert failed.value.answer.status == 400
+            told = json.loads(failed.value.answer.joined())["error"]
+            assert (told if using is CODEC else told["message"]) == "too long"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

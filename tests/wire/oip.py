@@ -1,5 +1,6 @@
-"""A model server that speaks the Open Inference Protocol v2, and callers of it, for tests
-of batching: y = 2x + 1 on integers. Every value is its caller's own, so a row in the wrong hands shows.
+"""A model server that speaks the Open Inference Protocol v2, and callers of it, for tests of
+batching: y = 2x + 1 on integers. Every value is its caller's own, so that a row in the wrong hands
+shows.
 
 The server answers as it is told: ``hold`` keeps answers back until ``free``, ``faults`` are scripts
 for the next inferences, a row with ``POISON`` fails its batch with a text that names all its rows.
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.config_batching import Batching
 from tests.batcher import oip
-from tests.harness import BOUND, Gateway, eventually, gateway
+from tests.harness import Gateway, eventually, gateway
 from tests.wire.origin import OK, Connection, Origin, Request, Script
 from tests.wire.table import post
 
 if TYPE_CHECKING:
     from gateway.batch_wiring import BatchLine
     from gateway.batching import Batching as Edge
-    from tests.wire.client import Client, Response
+    from tests.wire.client import Response
 
 TARGET = b"/v2/models/double/infer"
 POISON = 666
@@ -44,6 +45,8 @@ class Model(Origin):
         self.faults: deque[Script] = deque()
         self.short = 0
         """Rows that are missing in each answer."""
+        self.closes = False
+        """Each connection, after its answer."""
         self._held = False
 
     def hold(self) -> None:
@@ -83,6 +86,8 @@ class Model(Origin):
         values = [2 * value + 1 for value in given.values[: rows * each]]
         wanted = text.get("parameters", {}).get("binary_data_output", False)
         connection.send(_answer(oip.Given("y", given.datatype, shape, values), binary=wanted))
+        if self.closes:
+            connection.close()
 
 
 def _head(request: Request) -> dict[bytes, bytes]:
@@ -159,8 +164,11 @@ class Bench:
     def __init__(self, g: Gateway, models: Sequence[Model]) -> None:
         self.gateway = g
         self.models = models
-        self.model = models[0]
         self._tasks: list[asyncio.Task[Response]] = []
+
+    @property
+    def model(self) -> Model:
+        return self.models[0]
 
     @property
     def line(self) -> BatchLine:
@@ -237,10 +245,15 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    config: Batching = ALONE, *, models: int = 1, route: dict[str, Any] | None = None, **top: Any
+    config: Batching = ALONE,
+    *,
+    models: int = 1,
+    origins: Sequence[Model] = (),
+    route: dict[str, Any] | None = None,
+    **top: Any,
 ) -> AsyncIterator[Bench]:
     """``top`` as for ``gateway``."""
-    origins = [Model() for _ in range(models)]
+    origins = origins or [Model() for _ in range(models)]
     for origin in origins:
         await origin.__aenter__()
     try:
@@ -256,8 +269,3 @@ async def bench(
         raise
     for origin in origins:
         await origin.__aexit__(None, None, None)
-
-
-async def end_of(client: Client) -> bytes:
-    async with asyncio.timeout(BOUND):
-        return await client.rest()
