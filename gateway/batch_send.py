@@ -38,6 +38,7 @@ from gpu_batcher.api import Job, Message, NoAnswerError
 if TYPE_CHECKING:
     from filters.api import Permit
     from filters.seams import Flow
+    from gateway.telemetry import Telemetry
 
 SUSPECTED = 30.0
 """Seconds after a reset in which a refused connection counts: a supervisor's restart takes less."""
@@ -164,7 +165,8 @@ class BatchSend:
     _attempts: Service[Attempt, Outcome]
     _once: Service[Attempt, Outcome]
 
-    def __init__(self, clock: Clock, most: int, name: Callable[[], bytes]) -> None:
+    def __init__(self, clock: Clock, most: int, name: Callable[[], bytes], seen: Telemetry) -> None:
+        self._seen = seen
         self._clock = clock
         self._most = most
         self._name = name
@@ -182,6 +184,8 @@ class BatchSend:
         if job.settle is not None:  # an earlier request for the same job
             job.settle(True)
         exchange, collector = self._exchange(message, job)
+        members = [caller.exchange for caller in job.origins]
+        self._seen.batch_begun(exchange, members)
         try:
             outcome = await (self._once if once else self._attempts)(Attempt(exchange, 1, ()))
             if outcome.answer is None:
@@ -191,8 +195,8 @@ class BatchSend:
             return await self._answer(job, exchange, collector, outcome)
         finally:
             exchange.body.release()  # type: ignore[attr-defined]
-            for caller in job.origins:
-                theirs = caller.exchange
+            self._seen.batch_ended(exchange, collector.status, self._told(job))
+            for theirs in members:
                 theirs.endpoint, theirs.hedged = exchange.endpoint, exchange.hedged
                 theirs.attempts += exchange.attempts
 
@@ -217,6 +221,14 @@ class BatchSend:
             detail = "the answer to a batch is larger than batching.answer"
             raise NoAnswerError(Reject(Reason.BATCH_ANSWER, detail), begun=False)
         return Message(list(collector.pieces), collector.head, collector.status)
+
+    def _told(self, job: Job) -> dict[str, int | str]:
+        rows = sum([call.rows for call in job.calls])
+        return {
+            "tailrace.route": self._route.name,
+            "tailrace.batch.calls": len(job.calls),
+            "tailrace.batch.rows": rows,
+        }
 
     def _exchange(self, message: Message, job: Job) -> tuple[Exchange, Collector]:
         first: Caller = job.origins[0]

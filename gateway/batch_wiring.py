@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.config_batching import Input
     from gateway.endpoint import Endpoint
     from gateway.router import BoundRoute
+    from gateway.telemetry import Telemetry
     from gpu_batcher.api import Codec, Send
 
 _KEY = os.urandom(32)
@@ -46,10 +47,12 @@ class BatchLine:
     """A route's batching with its way upstream. ``config`` is what it was made by. ``sole``: there
     is no cluster to send anything else to."""
 
-    def __init__(self, config: Config, clock: Clock, rng: Random, *, sole: bool = False) -> None:
+    def __init__(
+        self, config: Config, clock: Clock, rng: Random, seen: Telemetry, *, sole: bool = False
+    ) -> None:
         self.config = config
         self.deaths = Deaths(clock, self._killed)
-        self.send = BatchSend(clock, config.answer, lambda: b"%032x" % rng.getrandbits(128))
+        self.send = BatchSend(clock, config.answer, lambda: b"%032x" % rng.getrandbits(128), seen)
         self.control = ControlCalls()
         codec = make(config.format, variable(config), config.binary, sole)
         rules = packing(config)
@@ -68,6 +71,7 @@ class BatchLine:
             ),
             clock,
             _KEY,
+            seen,
             sole=sole,
         )
 

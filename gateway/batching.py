@@ -24,6 +24,7 @@ from gpu_batcher.flight import RefusedError, Terms, Why
 
 if TYPE_CHECKING:
     from gateway.config_batching import Batching as Config
+    from gateway.telemetry import Telemetry
     from gpu_batcher.api import Call, Codec, Reply
     from gpu_batcher.coalescer import Coalescer
     from gpu_batcher.flight import Flight
@@ -67,6 +68,7 @@ class Batching:
         coalescer: Coalescer,
         clock: Clock,
         key: bytes,
+        seen: Telemetry,
         *,
         sole: bool = False,
     ) -> None:
@@ -82,6 +84,7 @@ class Batching:
         self._packing = packing
         self._clock = clock
         self._key = key
+        self._seen = seen
         named = tuple(name.encode() for name in config.headers)
         self._joined_by = tuple(dict.fromkeys((*CREDENTIALS, *named)))
         self._inside = 0
@@ -164,6 +167,16 @@ class Batching:
 
     def _watch(self, flight: Flight, now: float) -> None:
         self.stats.ended(flight, now)
+        if self.config.runner == "python":  # else each inference has had a span of its own
+            members = [member.terms.origin.exchange for member in flight.members]
+            told: dict[str, int | str] = {
+                "tailrace.batch.calls": len(members),
+                "tailrace.batch.rows": flight.batch.rows,
+                "tailrace.batch.parts": flight.parts,
+            }
+            if flight.why is not None:
+                told["tailrace.batch.why"] = flight.why.value
+            self._seen.batch_here(members, now - flight.started, told)
 
     # -- life ----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from filters.api import Attempt, Clock, Exchange, Outcome, Reason, Reject, Service
@@ -119,6 +119,25 @@ class Telemetry:
             raise
         tracing.end_attempt(attempt, made, outcome)
         return outcome
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def batch_begun(self, batch: Exchange, members: Iterable[Exchange]) -> None:
+        """An exchange of our own, that is the inference of several."""
+        if self._tracing is not None:
+            self._tracing.begin_batch(batch, members)
+
+    def batch_ended(self, batch: Exchange, status: int, told: Mapping[str, int | str]) -> None:
+        """``status`` 0: no answer came. ``told``: attributes of its span."""
+        if batch.span is not None and self._tracing is not None:
+            self._tracing.end_batch(batch, status, told)
+
+    def batch_here(
+        self, members: Iterable[Exchange], seconds: float, told: Mapping[str, int | str]
+    ) -> None:
+        """A batch has ended that a model in this process has worked on."""
+        if self._tracing is not None:
+            self._tracing.local_batch(members, seconds, told)
 
     # -- life ------------------------------------------------------------------------------------
 

@@ -115,24 +115,6 @@ class ExchangeSpans:
         _current.set(None)  # a kept connection's task would hold the exchange until its next one
 
 
-class BatchSpan:
-    """The span of a batch under way."""
-
-    __slots__ = ("_span",)
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-
-    def header_line(self) -> bytes:
-        """``traceparent`` for the upstream."""
-        return _line(self._span)
-
-    def end(self, status: int, reason: str | None = None) -> None:
-        """The batch is answered, or has failed. ``status`` 0: no answer came."""
-        _finish(self._span, status, reason, failed=status >= 400 or bool(reason))
-        self._span.end()
-
-
 class Tracing:
     """Makes the spans and exports them in the background; a collector that fails costs nothing."""
 
@@ -226,28 +208,45 @@ class Tracing:
         if outcome is None or outcome.answer is None:
             made.ended = time.time_ns()
 
-    def begin_batch(
-        self,
-        name: str,
-        members: Iterable[Exchange],
-        attributes: Mapping[str, str | int | float | bool] | None = None,
-    ) -> BatchSpan | None:
-        """A span for what several exchanges are sent on as: a trace of its own, because it has
-        several causes, linked to each member that is sampled (at most ``LINKS``), and they to it.
-        None where no member is sampled, or there is no room. O(members)."""
+    def begin_batch(self, batch: Exchange, members: Iterable[Exchange]) -> None:
+        """Set the span of an exchange that several are sent on as, below which its attempts have
+        theirs: a trace of its own, because it has several causes, linked to each member that is
+        sampled (at most ``LINKS``), and they to it. None is set where no member is sampled, or
+        there is no room. O(members)."""
+        span = self._linked(members, None)
+        if span is not None:
+            batch.span = ExchangeSpans(span, traced_before=False)
+
+    def end_batch(self, batch: Exchange, status: int, told: Mapping[str, int | str]) -> None:
+        """It is answered, or has failed. ``status`` 0: no answer came. ``told``: attributes."""
+        spans: ExchangeSpans = batch.span
+        spans.end(batch)
+        spans.server.set_attributes(dict(told))
+        reason = None if batch.reason is None else batch.reason.value
+        _finish(spans.server, status, reason, failed=status >= 400 or not status)
+        spans.server.end()
+
+    def local_batch(
+        self, members: Iterable[Exchange], seconds: float, told: Mapping[str, int | str]
+    ) -> None:
+        """The span of a batch that has just ended in this process, and took so long."""
+        span = self._linked(members, time.time_ns() - int(seconds * 1e9))
+        if span is not None:
+            span.set_attributes(dict(told))
+            _finish(span, 0, None, failed="tailrace.batch.why" in told)
+            span.end()
+
+    def _linked(self, members: Iterable[Exchange], began: int | None) -> Span | None:
         sampled = [each.span.server for each in members if isinstance(each.span, ExchangeSpans)]
         if not sampled or self._queue.full:
             return None
+        links = [Link(each.get_span_context()) for each in sampled[:LINKS]]
         span = self._tracer.start_span(
-            name,
-            Context(),
-            SpanKind.CLIENT,
-            attributes,
-            [Link(each.get_span_context()) for each in sampled[:LINKS]],
+            "batch", Context(), SpanKind.INTERNAL, links=links, start_time=began
         )
         for each in sampled[:LINKS]:
             each.add_link(span.get_span_context())
-        return BatchSpan(span)
+        return span
 
     async def stop(self, seconds: float) -> None:
         """Export what is left, but wait no longer than ``seconds``."""

@@ -178,7 +178,8 @@ class Wiring:
             return kept
         from gateway.batch_wiring import BatchLine  # most gateways never batch
 
-        made = BatchLine(config, self._seams.clock, self._seams.rng, sole=not before.cluster)
+        seams, sole = self._seams, not before.cluster
+        made = BatchLine(config, seams.clock, seams.rng, seams.telemetry, sole=sole)
         self._made.append(made)
         return made
 
