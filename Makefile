@@ -93,7 +93,7 @@ lock: ops ## pin the image's dependencies with their hashes; ARGS=--upgrade for 
 # For every Python that is supported, on every platform.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(ARGS)
 
-reference: $(STAMP) ## write docs/metrics.md and docs/reasons.md again
+reference: $(STAMP) ## write docs/metrics.md, reasons.md and configuration.md again
 	$(BIN)/python -m gateway.reference
 
 image: ## the container image (needs docker)

@@ -164,7 +164,10 @@ def _health(health: Health, path: Path, found: Converter) -> None:
 
 def _routes(config: Config, found: Converter) -> None:
     for what, parts in (("cluster", config.clusters), ("route", config.routes)):
-        if not parts and found.clean((f"{what}s",)):
+        needed = what == "route" or any(
+            route.cluster or not route.batching for route in config.routes
+        )
+        if not parts and needed and found.clean((f"{what}s",)):
             _error(found, (f"{what}s",), f"at least one {what} is needed")
     # A cluster that had errors is there all the same.
     known = {*config.clusters, *(str(path[1]) for path in found.positions if _is_cluster(path))}

@@ -139,7 +139,7 @@ def test_the_changelog_has_a_place_for_what_is_next() -> None:
 
 
 def test_no_document_names_a_path_of_one_machine() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     documents += [*ROOT.glob("configs/*"), *ROOT.glob("loadtests/**/*.*")]
     documents += [ROOT / name for name in ("Makefile", "Dockerfile", ".ci/run", "pyproject.toml")]
     texts = [path for path in documents if path.suffix not in (".pyc", ".py") and path.is_file()]

@@ -143,9 +143,8 @@ async def test_refusals_are_spans_with_their_reason() -> None:
 
 def test_the_documentation_names_every_attribute() -> None:
     told = (ROOT / "docs" / "tracing.md").read_text()
-    code = "".join(
-        (ROOT / "gateway" / name).read_text() for name in ("tracing.py", "gen_ai.py", "tries.py")
-    )
+    makers = ("tracing.py", "gen_ai.py", "tries.py", "batch_send.py", "batching.py")
+    code = "".join((ROOT / "gateway" / name).read_text() for name in makers)
     prefixes = "tailrace|gen_ai|openai|http|url|server|client|user_agent|network|error"
     named = set(re.findall(rf'"((?:{prefixes})\.[a-z_.]+)"', code))
     assert "tailrace.outcome" in named

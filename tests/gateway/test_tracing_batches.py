@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from gateway import config
-from gateway.config import AccessLog, Telemetry
+from gateway.config import Telemetry
 from tests.gateway.collector import attributes, collector
 from tests.harness import eventually
 from tests.wire.oip import ALONE, ask, bench, check
