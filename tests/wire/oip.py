@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from gateway.config import Filters
 from gateway.config_batching import Batching
 from tests.batcher import oip
 from tests.harness import Gateway, eventually, gateway
@@ -117,6 +118,11 @@ def message(status: int, body: bytes, *lines: bytes) -> bytes:
 
 def error(status: int, text: str, *lines: bytes) -> bytes:
     return message(status, json.dumps({"error": text}).encode(), *lines)
+
+
+def plain(**fields: Any) -> Filters:
+    """The filters of a route, without retry and without a look at how busy this machine is."""
+    return Filters(**{"retry": None, "load_shed": None, **fields})
 
 
 # -- callers ---------------------------------------------------------------------------------------
@@ -252,12 +258,13 @@ async def bench(
     route: dict[str, Any] | None = None,
     **top: Any,
 ) -> AsyncIterator[Bench]:
-    """``top`` as for ``gateway``."""
+    """``top`` as for ``gateway``, but nobody is refused because this machine is busy."""
+    route = {"filters": plain(retry=top.pop("retry", None)), **(route or {})}
     origins = origins or [Model() for _ in range(models)]
     for origin in origins:
         await origin.__aenter__()
     try:
-        async with gateway(*origins, route={"batching": config, **(route or {})}, **top) as g:
+        async with gateway(*origins, route={"batching": config, **route}, **top) as g:
             made = Bench(g, origins)
             try:
                 yield made

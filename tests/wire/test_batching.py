@@ -17,7 +17,6 @@ from filters.priority import Config as Priorities
 from filters.rate_limit import Config as RateLimit
 from gateway.config import (
     AccessLog,
-    Filters,
     RequestHeaders,
     Rewrite,
     Secret,
@@ -33,6 +32,7 @@ from tests.wire.oip import (
     body_of,
     check,
     error,
+    plain,
 )
 from tests.wire.origin import BOUND, answer
 from tests.wire.table import check_refusal, post
@@ -42,7 +42,7 @@ from tests.wire.table import check_refusal, post
 
 async def test_64_callers_get_their_own_rows_of_one_inference(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    filters = Filters(retry=None, rate_limit=RateLimit(key="host", rate=1e6, burst=1000))
+    filters = plain(rate_limit=RateLimit(key="host", rate=1e6, burst=1000))
     telemetry = Telemetry(access_log=AccessLog(path=str(log)), debug_headers=True)
     config = replace(ALONE, max_rows=128)
     async with bench(config, route={"filters": filters}, telemetry=telemetry) as b:
@@ -278,7 +278,7 @@ async def test_the_path_is_rewritten_and_the_head_edited() -> None:
 
 async def test_refusals_come_before_the_body_is_read() -> None:
     limit = RateLimit(key="host", rate=0.001, burst=1)
-    async with bench(route={"filters": Filters(retry=None, rate_limit=limit)}) as b:
+    async with bench(route={"filters": plain(rate_limit=limit)}) as b:
         check(await b.gateway.ask(ask([2]), b"POST"), [2])
         async with b.gateway.client() as client:
             await client.send(ask([3])[:-1])  # the last byte never comes
@@ -290,7 +290,7 @@ async def test_refusals_come_before_the_body_is_read() -> None:
 
 async def test_the_limits_of_the_route_take_the_place_of_the_servers() -> None:
     limit = RateLimit(key="host", rate=1e6, burst=1000)
-    async with bench(route={"filters": Filters(retry=None, rate_limit=limit)}) as b:
+    async with bench(route={"filters": plain(rate_limit=limit)}) as b:
         b.model.faults.append(answer(error(422, "no", b"X-RateLimit-Limit: 5", b"X-Own: y")))
         response = await b.gateway.ask(ask([2]), b"POST")
         assert (response.status, response.one("x-own")) == (422, b"y")
@@ -299,7 +299,7 @@ async def test_the_limits_of_the_route_take_the_place_of_the_servers() -> None:
 
 async def test_the_worst_class_is_displaced_and_the_best_goes_first() -> None:
     config = replace(ALONE, queue=2, max_rows=1)
-    async with bench(config, route={"filters": Filters(retry=None)}) as b:
+    async with bench(config, route={"filters": plain()}) as b:
         first = await b.busy()
         low = await b.gathered(
             ask([2], b"X-Request-Priority: sheddable"),
@@ -320,9 +320,7 @@ async def test_the_worst_class_is_displaced_and_the_best_goes_first() -> None:
 
 async def test_one_tenant_cannot_keep_the_others_out() -> None:
     config = replace(ALONE, queue=4, max_rows=1)
-    filters = Filters(
-        retry=None, priority=Priorities(), admission=Admission(fair_by="header:x-team")
-    )
+    filters = plain(priority=Priorities(), admission=Admission(fair_by="header:x-team"))
     async with bench(config, route={"filters": filters}) as b:
         first = await b.busy(ask([1], b"X-Team: z"))
         greedy = await b.gathered(*[ask([n], b"X-Team: a") for n in range(10, 14)])
@@ -351,7 +349,7 @@ async def test_http_1_0_and_close_are_answered_as_ever() -> None:
 
 
 async def test_a_deadline_of_the_route_is_no_claim_of_the_client() -> None:
-    filters = Filters(retry=None, deadline=Deadline(default=30.0))
+    filters = plain(deadline=Deadline(default=30.0))
     async with bench(route={"filters": filters}) as b:
         await b.together(ask([2]), ask([3], b"X-Request-Timeout-Ms: 5000"))
         left = int(b.model.infers[-1].one("x-request-timeout-ms"))

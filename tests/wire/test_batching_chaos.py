@@ -13,10 +13,9 @@ from msgspec.structs import replace
 
 from filters.hedge import Config as Hedge
 from filters.retry import Config as Retry
-from gateway.config import Filters
 from gateway.config_batching import Batching
 from tests.wire.client import TruncatedError
-from tests.wire.oip import POISON, TARGET, Bench, Model, answered, ask, bench
+from tests.wire.oip import POISON, TARGET, Bench, Model, answered, ask, bench, plain
 from tests.wire.origin import Connection, Request, answer, crash
 from tests.wire.table import post
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 CLIENTS, TURNS = 24, 25
 REFUSALS = {
-    "batch_answer", "batch_failed", "bisection_budget", "deadline", "upstream_reset",
-    "upstream_truncated", "upstream_status", "connect_failed", "no_endpoint",
+    "batch_answer", "batch_failed", "bisection_budget", "deadline", "deadline_unreachable",
+    "upstream_reset", "upstream_truncated", "upstream_status", "connect_failed", "no_endpoint",
 }  # fmt: skip
 
 
@@ -96,7 +95,7 @@ async def client(b: Bench, number: int, rng: Random, statuses: list[int]) -> Non
 async def test_nobody_gets_what_is_not_his(seed: int) -> None:
     rng = Random(seed)
     config = Batching("kserve_v2", max_rows=16, max_in_flight=3)
-    filters = Filters(retry=Retry(), hedge=Hedge())
+    filters = plain(retry=Retry(), hedge=Hedge())
     async with bench(config, models=2, route={"filters": filters}) as b:
         statuses: list[int] = []
         clients = [

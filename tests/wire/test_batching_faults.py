@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from filters.hedge import Config as Hedge
 from filters.retry import Config as Retry
-from gateway.config import Balance, Filters, Telemetry
+from gateway.config import Balance, Telemetry
 from gateway.config_batching import Bisection
 from tests.harness import eventually
 from tests.wire.oip import (
@@ -24,6 +24,7 @@ from tests.wire.oip import (
     check,
     error,
     message,
+    plain,
 )
 from tests.wire.origin import Connection, Request, answer, crash, silent
 from tests.wire.table import check_refusal, post
@@ -137,11 +138,10 @@ async def test_a_status_for_all_is_kept_and_its_words_are_not(
 async def test_who_was_alone_gets_all_that_the_server_said() -> None:
     async with bench(replace(ALONE, answer=4096)) as b:
         for status in (400, 404, 429, 500, 503):
-            text = {"error": f"about you: {status}"}
-            raw = message(status, json.dumps(text).encode(), b"X-Own: yours", b"Retry-After: 3")
+            raw = error(status, f"about you: {status}", b"X-Own: yours", b"Retry-After: 3")
             b.model.faults.append(answer(raw))
             response = await b.gateway.ask(ask([2]), b"POST")
-            assert (response.status, json.loads(response.body)) == (status, text)
+            assert (response.status, body_of(raw)) == (status, response.body)
             assert (response.one("x-own"), response.one("retry-after")) == (b"yours", b"3")
             assert len(response.values("x-request-id")) == 1
         b.model.faults.append(answer(error(500, "x" * 4096)))
@@ -213,8 +213,8 @@ async def test_garbage_is_a_502_for_all(what: str) -> None:
             response = await task
             check_refusal(response, 502, reason="batch_answer")
             assert b"secret" not in response.body
-        (endpoint,) = b.gateway.server.wiring.clusters["c"].endpoints.values()
         await b.idle()
+        (endpoint,) = b.gateway.server.wiring.clusters["c"].endpoints.values()
         assert endpoint.failed == 1
 
 
@@ -257,11 +257,11 @@ async def test_an_endpoint_that_is_out_gets_no_batch() -> None:
         assert not cluster.eject(cluster.endpoints[b.models[0].authority], "by a test")
         for n in range(20):
             check(await b.gateway.ask(ask([n]), b"POST"), [n])
-        assert (len(b.models[0].batches), len(b.models[1].batches)) == (0, 20)
+        assert [len(model.batches) for model in b.models] == [0, 20]
 
 
 async def test_a_slow_batch_is_hedged() -> None:
-    filters = Filters(retry=None, hedge=Hedge())
+    filters = plain(hedge=Hedge())
     async with bench(models=2, route={"filters": filters}, telemetry=DEBUG) as b:
         for n in range(60):
             check(await b.gateway.ask(ask([n]), b"POST"), [n])

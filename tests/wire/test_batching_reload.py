@@ -14,12 +14,12 @@ import pytest
 from msgspec.structs import replace
 
 from filters.retry import Config as Retry
-from gateway.config import Drain, Filters, Listener, Rewrite, Route
+from gateway.config import Drain, Listener, Rewrite, Route
 from gateway.config_batching import Batching
 from gateway.server import Server
 from gpu_batcher.buffers import Pool
 from tests.harness import configure, eventually
-from tests.wire.oip import ALONE, Bench, ask, bench, check
+from tests.wire.oip import ALONE, Bench, ask, bench, check, plain
 from tests.wire.origin import BOUND, crash, silent
 from tests.wire.table import check_refusal
 
@@ -68,7 +68,7 @@ async def test_what_does_not_change_goes_on(pools: Pools) -> None:
         line, coalescer = b.line, b.edge.coalescer
         first = await b.busy()
         tasks = await b.gathered(ask([2]), ask([3]))
-        assert await reload(b, filters=Filters(retry=Retry(attempts=4)))
+        assert await reload(b, filters=plain(retry=Retry(attempts=4)))
         tasks += await b.gathered(ask([4]))
         assert b.line is line
         assert b.edge.coalescer is coalescer
@@ -88,7 +88,7 @@ async def test_the_new_path_and_chain_hold_from_the_next_request_on() -> None:
         raw = ask([2], target=b"/in/models/double/infer")
         check(await b.gateway.ask(raw, b"POST"), [2])
         check_refusal(await b.gateway.ask(ask([2]), b"POST"), 404, reason="no_route")
-        assert await reload(b, filters=Filters(retry=Retry()))
+        assert await reload(b, filters=plain(retry=Retry()))
         b.model.faults.extend([crash, crash])
         check(await b.gateway.ask(raw, b"POST"), [2])
         assert await reload(b, rewrite=Rewrite("/v3"))
