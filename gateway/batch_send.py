@@ -11,6 +11,7 @@ connection was a kept one).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,10 +76,19 @@ _SOURCE = _Source()
 
 
 class Collector:
-    """Takes an answer instead of a client. Of a body larger than ``most`` bytes nothing is kept,
-    and ``too_large`` says so."""
+    """Takes an answer instead of a client. Of a body larger than ``most`` bytes nothing is kept:
+    ``too_large`` says so, and ``task``, which waits for it, is cancelled."""
 
-    __slots__ = ("_most", "bytes_sent", "committed", "head", "pieces", "status", "too_large")
+    __slots__ = (
+        "_most",
+        "bytes_sent",
+        "committed",
+        "head",
+        "pieces",
+        "status",
+        "task",
+        "too_large",
+    )
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -88,6 +98,7 @@ class Collector:
         self.pieces: list[bytes] = []
         self.status = 0
         self.too_large = False
+        self.task: asyncio.Task[Any] | None = None
 
     def inform(self, status: int, lines: bytes) -> None: ...
 
@@ -105,12 +116,22 @@ class Collector:
     def write(self, data: bytes) -> None:
         self.bytes_sent += len(data)
         if self.bytes_sent > self._most:
-            self.too_large = True
-            self.pieces.clear()
+            self._overflow()
         else:
             self.pieces.append(data)
 
+    def _overflow(self) -> None:
+        self.pieces.clear()
+        if not self.too_large:
+            self.too_large = True
+            asyncio.get_running_loop().call_soon(self._break_off)
+
+    def _break_off(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
     def finish(self, data: bytes, trailers: Headers) -> None:
+        self.task = None  # it is all here, so there is nothing to break off
         if data:
             self.write(data)
 
@@ -206,9 +227,16 @@ class BatchSend:
         answer, permit = outcome.answer, outcome.permit
         assert answer is not None
         ended = _CUT_OFF
+        collector.task = task = asyncio.current_task()
         try:
             ended = await answer.relay(exchange)
+        except asyncio.CancelledError:
+            if not collector.too_large or task is None:
+                raise
+            task.uncancel()
+            ended = Outcome(FAILED, collector.status, Reason.BATCH_ANSWER)
         finally:
+            collector.task = None
             if ended.kind is not OK and permit is not None:
                 permit.release(verdict(outcome, ended))
         if ended.kind is not OK:

@@ -65,6 +65,10 @@ TABLE: dict[Reason, Reply] = {
 }
 
 
+_AGAIN = frozenset((408, 409, 425, 429))
+"""Client errors that may go away by themselves."""
+
+
 class _Error(msgspec.Struct):
     message: str
     type: str
@@ -98,6 +102,8 @@ def render(reject: Reject, request_id: bytes) -> tuple[int, Headers, bytes]:
         (b"x-tailrace-reason", reject.reason.value.encode()),
     ]
     retry = reject.retry_after if reject.retry_after is not None else reply.retry
+    if 400 <= status < 500 and status not in _AGAIN:
+        retry = None  # what a server has answered to a batch, say: it will say so again
     if retry is None:
         headers.append((b"x-should-retry", b"false"))
     else:
