@@ -169,13 +169,19 @@ async def test_saturation_is_what_is_in_flight_and_waits_of_the_limit() -> None:
 
 async def test_saturation_of_the_gateway_counts_its_connections() -> None:
     async with Origin() as origin, gateway(origin, limits=Limits(connections=4)) as running:
-        running.server.vitals.measured(0.1, 0.3)
-        assert value(exported(running), "tailrace_saturation") == 0.3
+        vitals = running.server.vitals
+
+        def saturation() -> float:
+            vitals.measured(0.1, 0.3)
+            vitals.cpu = 0.0  # the tests' own
+            return value(exported(running), "tailrace_saturation")
+
+        assert saturation() == 0.3
         async with running.client() as a, running.client() as b:
             for client in (a, b):
                 await client.send(GET)
                 assert (await client.response()).status == 200
-            assert value(exported(running), "tailrace_saturation") == 0.5
+            assert saturation() == 0.5
 
 
 async def test_the_buckets_suit_a_millisecond_and_ten_minutes() -> None:

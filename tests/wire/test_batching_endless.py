@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec.structs import replace
 
 from tests.harness import eventually
 from tests.wire.oip import ALONE, ask, bench, check
-from tests.wire.origin import Connection, Request
 from tests.wire.table import check_refusal
+
+if TYPE_CHECKING:
+    from tests.wire.origin import Connection, Request
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 

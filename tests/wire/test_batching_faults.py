@@ -108,8 +108,8 @@ async def test_what_was_said_to_several_is_told_to_nobody() -> None:
 @pytest.mark.parametrize(
     ("status", "line", "told", "wait"),
     [
-        (401, b"WWW-Authenticate: secret", 401, b"1"),
-        (404, b"X-Own: secret", 404, b"1"),
+        (401, b"WWW-Authenticate: secret", 401, b""),
+        (404, b"X-Own: secret", 404, b""),
         (429, b"Retry-After: 7", 429, b"7"),
         (503, b"Retry-After: 9", 503, b"9"),
         (503, b"X-Own: secret", 503, b"1"),
@@ -129,7 +129,7 @@ async def test_a_status_for_all_is_kept_and_its_words_are_not(
         for response in [await task for task in tasks]:
             reason = "batch_failed" if told != status else "upstream_status"
             check_refusal(response, told, reason=reason)
-            assert response.one("retry-after") == wait
+            assert response.values("retry-after") == ([wait] if wait else [])
             assert b"secret" not in repr(response).encode()
         assert len(b.model.batches) == 2  # such an answer is no reason to divide
         await b.idle()
