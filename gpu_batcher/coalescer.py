@@ -84,18 +84,23 @@ class Coalescer:
         self.counts.calls += 1
         self._means.containment.requested()
         try:
-            self._add(member, now)
-            self._ask(loop)
+            waiting = self._add(member, now)
+        except RefusedError as error:
+            self.counts.refused[error.why] += 1
+            raise
+        self._ask(loop)
+        try:
             return await member.future
         except asyncio.CancelledError:
-            self._plan.remove(member.waiting)
+            self._plan.remove(waiting)
             member.leave()
             raise
         except RefusedError as error:
             self.counts.refused[error.why] += 1
             raise
 
-    def _add(self, member: Member, now: float) -> None:
+    def _add(self, member: Member, now: float) -> Waiting[Member]:
+        """Raises RefusedError."""
         if self._closed:
             raise RefusedError(Why.CLOSED)
         call, terms = member.call, member.terms
@@ -110,14 +115,15 @@ class Coalescer:
                 self._serial += 1
                 key, priority = ("alone", self._serial), LOWEST
         deadline = inf if terms.deadline is None else terms.deadline
-        member.waiting = Waiting(
+        waiting = Waiting(
             member, key, call.rows, call.size, call.length, priority, terms.tenant, deadline, now
         )
-        displaced = self._plan.add(member.waiting, now)
+        displaced = self._plan.add(waiting, now)
         if displaced is not None:
             if displaced.item is member:
                 raise RefusedError(Why.QUEUE_FULL)
             displaced.item.refuse(RefusedError(Why.QUEUE_FULL))
+        return waiting
 
     # -- batches -------------------------------------------------------------------------------
 
@@ -170,6 +176,11 @@ class Coalescer:
                 member.refuse(refusal)
         if self.watch is not None:
             self.watch(flight, now)
+        # No cycle is left behind: batches would have the garbage collector stop the loop for
+        # milliseconds, every few hundred of them.
+        flight.task = flight.bisection = None
+        for member in flight.members:
+            member.flight = None
         self._ask(asyncio.get_running_loop())
 
     # -- life ----------------------------------------------------------------------------------

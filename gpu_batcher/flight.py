@@ -30,7 +30,6 @@ from gpu_batcher.api import (
 from gpu_batcher.contain import Bisection, Containment, Part, Verdict, blames_request
 
 if TYPE_CHECKING:
-    from gpu_batcher.lanes import Waiting
     from gpu_batcher.plan import Batch
     from gpu_batcher.quarantine import Quarantine
 
@@ -103,7 +102,6 @@ class Member:
     terms: Terms
     future: asyncio.Future[Reply]
     arrived: float
-    waiting: Waiting[Member] = field(init=False)
     flight: Flight | None = None
     _mark: bytes = b""
 
