@@ -137,7 +137,8 @@ class Acceptor:
     ) -> bytes:
         """The whole answer to what did not become an exchange, or to one whose body broke."""
         request_id = self.next_id() if exchange is None else exchange.request_id
-        status, headers, body = render(reject, request_id)
+        path = b"" if exchange is None else exchange.request.path
+        status, headers, body = render(reject, request_id, path)
         if exchange is None:  # an exchange is counted and logged at its end
             self.telemetry.refused(reject, status, connection.client, request_id)
         headers.append((b"content-length", b"%d" % len(body)))

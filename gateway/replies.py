@@ -1,7 +1,9 @@
 """The only table from a refusal or failure to what the client is told.
 
-The body has OpenAI's error shape, because that is what the clients of model servers parse; the
-reason code stands in it, in ``x-tailrace-reason``, in the log and in the metrics alike.
+The body has the error shape that clients of the path parse: OpenAI's, and on the paths of the Open
+Inference Protocol and KServe v1 theirs, ``{"error": "text"}``, since tritonclient fails over any
+other. The reason code stands in OpenAI's, in ``x-tailrace-reason``, in the log and in the metrics
+alike.
 """
 
 import logging
@@ -80,11 +82,26 @@ class _Body(msgspec.Struct):
     error: _Error
 
 
+_TEXTS = (b"/v2/models", b"/v2/health/", b"/v2/repository", b"sharedmemory/")
+"""Of the Open Inference Protocol."""
+
+
+class _Text(msgspec.Struct):
+    error: str
+
+
 _encode = msgspec.json.Encoder().encode
 
 
-def render(reject: Reject, request_id: bytes) -> tuple[int, Headers, bytes]:
-    """Status, fields (without framing) and JSON body of a refusal."""
+def says_text(path: bytes) -> bool:
+    """Whether clients of a path, behind any prefix, expect ``error`` to be a text. ``/v2`` alone
+    does not tell: other APIs have rerank and chat there."""
+    return path.endswith((b":predict", b":explain")) or any(each in path for each in _TEXTS)
+
+
+def render(reject: Reject, request_id: bytes, path: bytes = b"") -> tuple[int, Headers, bytes]:
+    """Status, fields (without framing) and JSON body of a refusal. ``path`` of the request, as far
+    as it is known."""
     reply = TABLE[reject.reason]
     status = reject.status or reply.status
     if status == 429:
@@ -96,7 +113,10 @@ def render(reject: Reject, request_id: bytes) -> tuple[int, Headers, bytes]:
     # What went wrong on our own side is for the log: it would tell clients what stands behind.
     told = reject.detail and status < 500
     message = f"{reply.message}: {reject.detail}" if told else f"{reply.message}."
-    body = _encode(_Body(_Error(message, kind, None, reject.reason.value)))
+    if says_text(path):
+        body = _encode(_Text(message))
+    else:
+        body = _encode(_Body(_Error(message, kind, None, reject.reason.value)))
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"x-tailrace-reason", reject.reason.value.encode()),
@@ -132,7 +152,7 @@ async def replies(exchange: Exchange, next: Service[Exchange, Outcome]) -> Outco
     if downstream.committed:
         downstream.abort()
         return Outcome(Kind.FAILED, 0, refused.reason)
-    status, headers, body = render(refused, exchange.request_id)
+    status, headers, body = render(refused, exchange.request_id, exchange.request.path)
     downstream.start(status, lines_of(headers) + exchange.lines, len(body))
     downstream.finish(body, [])
     return Outcome(Kind.IGNORED, status, refused.reason, detail=refused.detail)

@@ -83,12 +83,17 @@ async def deliver(client: Client, raw: bytes, way: str) -> None:
 
 
 def check_refusal(response: Response, *statuses: int, reason: str | None = None) -> None:
-    """A refusal made here: status, reason header, OpenAI's error shape, and a request id."""
+    """A refusal made here: status, reason header, the error shape of OpenAI or of the Open
+    Inference Protocol, and a request id."""
     assert response.status in statuses, response
     code = response.one("x-tailrace-reason").decode()
     assert reason is None or code == reason, response
     assert response.one("content-type").startswith(b"application/json")
     assert response.values("x-request-id"), response
+    found = msgspec.json.decode(response.body)["error"]
+    if isinstance(found, str):
+        assert found
+        return
     error = msgspec.json.decode(response.body, type=ErrorBody).error
     assert error.message
     assert error.type
