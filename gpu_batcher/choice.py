@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -24,15 +24,19 @@ from gpu_batcher.device import CupyDevice
 from gpu_batcher.host import DeviceError, HostDevice
 from gpu_batcher.runners import Follows, HttpRunner
 from gpu_batcher.shared_memory import (
+    CUDA,
     DIRECTORY,
     NAME,
+    SYSTEM,
     Control,
     CudaRegions,
     NotUpError,
     RefusedError,
     RegionError,
     Regions,
+    Registry,
     SystemRegions,
+    sweep,
 )
 from gpu_batcher.shared_runner import SharedMemoryRunner
 from gpu_batcher.slots import FIRST_PAUSE, Sleep
@@ -47,6 +51,8 @@ Opener = Callable[[], Awaitable[Runner]]
 """A runner that is ready. Raises NotUpError, or any of FAILURES."""
 
 FAILURES = (RefusedError, RegionError, DeviceError, OSError, RuntimeError)
+CLEARINGS = 10
+"""Tries, over about 100 s."""
 LONGEST_PAUSE = 30.0
 """Seconds between tries."""
 
@@ -73,6 +79,24 @@ class Parts:
     mode: int = 0o600
     directory: Path = DIRECTORY
     sleep: Sleep = asyncio.sleep
+
+    async def clear(self) -> None:
+        """Unregister and unlink what a crashed tailrace has left, which may have had another runner
+        than this one has. While the server is not up that is tried again, a few times."""
+        if not self.directory.is_dir():  # not on Linux
+            return
+        if not any(NAME.fullmatch(each.name) for each in self.directory.iterdir()):
+            return
+        both = [Registry(self.control, SYSTEM), Registry(self.control, CUDA)]
+        for turn in range(CLEARINGS):
+            try:
+                count = await sweep(self.directory, both)
+            except NotUpError:
+                await self.sleep(FIRST_PAUSE * 2**turn)
+            else:
+                if count:
+                    log.info("cleared away %d region(s) of a tailrace that has crashed", count)
+                return
 
 
 def choose(kind: Kind, parts: Parts) -> ChosenRunner:
@@ -109,7 +133,8 @@ def choose(kind: Kind, parts: Parts) -> ChosenRunner:
         openers = {kind: openers[kind]}
     if openers and tensors is None:
         raise ValueError(f"runner {kind}: {codec.name} has no tensors to be shared")
-    return ChosenRunner(http, openers, insist=kind != "auto", sleep=parts.sleep)
+    clear = None if openers or not tensors else parts.clear
+    return ChosenRunner(http, openers, insist=kind != "auto", sleep=parts.sleep, clear=clear)
 
 
 async def _opened(parts: Parts, codec: TensorCodec, regions: Regions, http: Runner) -> Runner:
@@ -135,7 +160,13 @@ class ChosenRunner:
     the first of ``openers`` is to be had, so an error is logged while it is not."""
 
     def __init__(
-        self, http: Runner, openers: Mapping[str, Opener], *, insist: bool, sleep: Sleep
+        self,
+        http: Runner,
+        openers: Mapping[str, Opener],
+        *,
+        insist: bool,
+        sleep: Sleep,
+        clear: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self.refused: dict[str, str] = {}
         self._http = http
@@ -143,7 +174,8 @@ class ChosenRunner:
         self._openers = openers
         self._insist = insist
         self._sleep = sleep
-        self._task = asyncio.create_task(self._find()) if openers else None
+        work = self._find() if openers else clear() if clear is not None else None
+        self._task = None if work is None else asyncio.create_task(work)
 
     @property
     def name(self) -> str:

@@ -87,6 +87,28 @@ async def test_http_asks_the_server_nothing(server: Server) -> None:
         assert not server.calls
 
 
+DEAD = "tailrace-1-0123456789abcdef-0"
+
+
+async def test_http_clears_away_what_a_crashed_one_has_left(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tailrace")
+    (server.directory / DEAD).write_bytes(bytes(4096))
+    server.register("system", DEAD, b'{"key": "/%s", "byte_size": 4096}' % DEAD.encode())
+    server.up = False
+    async with chosen(server, "http") as (runner, naps):
+        await naps.end()
+        assert (server.directory / DEAD).exists()
+        server.up = True
+        await naps.end()
+        await runner.found()
+        assert not server.regions
+        assert not list(server.directory.iterdir())
+        await works(runner)
+    assert "cleared away 1 region" in caplog.text
+
+
 async def test_auto_takes_the_best_that_works(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
