@@ -177,12 +177,14 @@ class FailedError(Exception):
 class NoAnswerError(Exception):
     """No answer, or none that means anything for a single request: a timeout, a broken connection,
     no endpoint. ``cause`` is what callers are to be told by whoever knows them; ``begun``: the
-    server may still be at work on it, so memory that it was given is not to be used again."""
+    server may still be at work on it, so memory that it was given is not to be used again;
+    ``broken``: the connection broke without an answer, as a kept one does that a server closes."""
 
-    def __init__(self, cause: Exception, *, begun: bool = True) -> None:
+    def __init__(self, cause: Exception, *, begun: bool = True, broken: bool = False) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.begun = begun
+        self.broken = broken
 
 
 class TooLargeError(Exception):
@@ -207,7 +209,8 @@ class Send(Protocol):
 
     async def __call__(self, message: Message, job: Job, *, once: bool = False) -> Message:
         """Send ``message`` to where the job's requests go, with retries, hedges and all. ``once``:
-        to one server, one time, because it names memory that two must not write to. Returns an
+        to one server, one time and over one connection, because it names memory that two
+        inferences must not write to. Returns an
         answer of any status; raises NoAnswerError. Cancelling it breaks the request off, and tells
         the server no more than that its client is gone."""
         ...

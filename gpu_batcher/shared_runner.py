@@ -124,6 +124,11 @@ class SharedMemoryRunner:
             return await self._repeated(lease.buffer, job)
         except _TroubleError as error:
             log.warning("a batch goes by http rather than %s: %s", self.name, error)
+        except NoAnswerError as error:
+            # It was sent once, whatever retry may say, so that its memory has one writer. That
+            # memory is given up now, and elsewhere the batch may be sent again like any request.
+            if not error.broken:
+                raise
         finally:
             self.slots.give_back(lease)
         _settle(job)
