@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +35,7 @@ from filters.api import (
 from gateway.body import ReplayStore, RequestBody
 from gateway.fields import Field, field
 from gateway.proxy import verdict
-from gpu_batcher.api import Job, Message, NoAnswerError
+from gpu_batcher.api import Job, Message, NoAnswerError, TooLargeError
 
 if TYPE_CHECKING:
     from filters.api import Permit
@@ -44,15 +45,19 @@ if TYPE_CHECKING:
 SUSPECTED = 30.0
 """Seconds after a reset in which a refused connection counts: a supervisor's restart takes less."""
 MOST_SUSPECTS = 64
+SAID = 200
+"""Bytes of a server's error that the log gets."""
 _UNBOUNDED = 1 << 62
 _CUT_OFF = Outcome(IGNORED)
 
 
 class Caller(Protocol):
-    """A member of a batch, as this module sees it. ``fields``: what is sent of its head."""
+    """A member of a batch, as this module sees it. ``fields``: what is sent of its head; ``target``
+    as it is sent, since a reload may change how it is rewritten while it waits."""
 
     exchange: Exchange
     fields: list[Field]
+    target: bytes
 
     def mark(self) -> bytes: ...
 
@@ -144,38 +149,61 @@ class Collector:
 
 class Deaths:
     """The innermost attempt filter of a route with batches: sees which of them a server may have
-    died of. ``killed`` is told the marks of its members. O(1) while nothing breaks."""
+    died of. ``killed`` is told the marks of their members, once for each death, as it cannot be
+    known which of several that were in flight there did it; an empty mark stands for those that are
+    no batch, or had not broken yet. O(1) while nothing breaks."""
 
     def __init__(self, clock: Clock, killed: Callable[[Sequence[bytes], float], object]) -> None:
         self._clock = clock
         self._killed = killed
         self._suspects: list[tuple[str, float, Sequence[bytes]]] = []
+        self._flying: dict[int, Attempt] = {}
+        self._beside: set[int] = set()
+        """Of those in flight: at an endpoint where another one broke meanwhile."""
 
     async def __call__(self, attempt: Attempt, next: Service[Attempt, Outcome]) -> Outcome:  # noqa: A002
-        outcome = await next(attempt)
-        if outcome.answer is None:
-            self._broke(attempt, outcome)
-        elif self._suspects:
-            self._suspects = [each for each in self._suspects if each[0] != attempt.endpoint]
-        return outcome
+        self._flying[id(attempt)] = attempt  # its endpoint is chosen further in
+        try:
+            outcome = await next(attempt)
+            if outcome.answer is None:
+                self._broke(attempt, outcome)
+            elif self._suspects:
+                self._suspects = [each for each in self._suspects if each[0] != attempt.endpoint]
+            return outcome
+        finally:
+            del self._flying[id(attempt)]
+            self._beside.discard(id(attempt))
 
     def _broke(self, attempt: Attempt, outcome: Outcome) -> None:
-        now, exchange = self._clock.now(), attempt.exchange
-        where = attempt.endpoint
-        if outcome.reason is Reason.CONNECT_FAILED:
-            if outcome.complete and isinstance(exchange, BatchExchange):
-                # It had left whole on a kept connection, which broke; the pool tried another one.
-                self._killed(exchange.marks(), now)
-            found = [each for each in self._suspects if each[0] == where]
-            for each in found:
-                self._suspects.remove(each)
-                if now - each[1] <= SUSPECTED:
-                    self._killed(each[2], now)
-            return
-        reset = outcome.reason is Reason.UPSTREAM_RESET and outcome.complete
-        if reset and isinstance(exchange, BatchExchange):
-            self._suspects.append((where, now, exchange.marks()))
+        now, where = self._clock.now(), attempt.endpoint
+        refused = outcome.reason is Reason.CONNECT_FAILED
+        marks: list[bytes] = []
+        # Refused, but all of it was sent: it had left on a kept connection, which broke, and the
+        # pool tried another one.
+        if outcome.reason is Reason.UPSTREAM_RESET or (refused and outcome.complete):
+            marks = self._suspected(attempt, outcome.complete)
+        if refused:
+            for each in self._suspects:
+                if each[0] == where and now - each[1] <= SUSPECTED:
+                    marks += each[2]
+            self._suspects = [each for each in self._suspects if each[0] != where]
+            if marks:
+                self._killed(marks, now)
+        elif marks:
+            self._suspects.append((where, now, marks))
             del self._suspects[:-MOST_SUSPECTS]
+
+    def _suspected(self, attempt: Attempt, complete: bool) -> list[bytes]:
+        """The marks of what broke, if it is a batch that had left whole. Whatever it is, it is
+        company to what else is in flight there. O(in flight)."""
+        where, own = attempt.endpoint, id(attempt)
+        others = [name for name, each in self._flying.items() if each.endpoint == where]
+        alone = len(others) == 1 and own not in self._beside
+        self._beside.update(others)
+        exchange = attempt.exchange
+        if not complete or not isinstance(exchange, BatchExchange):
+            return []
+        return [*exchange.marks()] if alone else [*exchange.marks(), b""]
 
 
 class BatchSend:
@@ -192,12 +220,15 @@ class BatchSend:
         self._most = most
         self._name = name
         self._store = ReplayStore(_UNBOUNDED, _UNBOUNDED)
+        self.failure = "nothing was sent"
+        """The last one, for the operator's log: no caller is told it."""
 
     def use(
         self, route: Any, attempts: Service[Attempt, Outcome], once: Service[Attempt, Outcome]
     ) -> None:
         """``attempts`` is the route's attempt chain, ``once`` its innermost part."""
-        self._route = route
+        self._route = copy(route)
+        self._route.rewrite = None  # the callers' targets are rewritten already
         self._attempts = attempts
         self._once = once
 
@@ -205,6 +236,8 @@ class BatchSend:
         if job.settle is not None:  # an earlier request for the same job
             job.settle(True)
         exchange, collector = self._exchange(message, job)
+        if once:  # also the pool sends it again when a kept connection breaks
+            exchange.body.replayable = False  # type: ignore[misc]
         members = [caller.exchange for caller in job.origins]
         self._seen.batch_begun(exchange, members)
         try:
@@ -212,7 +245,9 @@ class BatchSend:
             if outcome.answer is None:
                 reason = outcome.reason or Reason.INTERNAL
                 refusal = Reject(reason, outcome.detail, retry_after=outcome.retry_after)
-                raise NoAnswerError(refusal, begun=outcome.sent)
+                self.failure = f"{exchange.endpoint or 'no endpoint'}: {reason.value}"
+                broken = reason is Reason.UPSTREAM_RESET
+                raise NoAnswerError(refusal, begun=outcome.sent, broken=broken)
             return await self._answer(job, exchange, collector, outcome)
         finally:
             exchange.body.release()  # type: ignore[attr-defined]
@@ -234,20 +269,23 @@ class BatchSend:
             if not collector.too_large or task is None:
                 raise
             task.uncancel()
-            ended = Outcome(FAILED, collector.status, Reason.BATCH_ANSWER)
+            ended = Outcome(IGNORED, collector.status, Reason.BATCH_ANSWER)
         finally:
             collector.task = None
             if ended.kind is not OK and permit is not None:
                 permit.release(verdict(outcome, ended))
+        if ended.kind is OK and permit is not None:
+            job.settle = partial(_settle, job, permit, verdict(outcome, ended))
+        if collector.too_large:  # by our own bound, so its endpoint is not to blame
+            if len(job.calls) > 1:
+                raise TooLargeError("the answer is larger than batching.answer")
+            detail = "the answer is larger than batching.answer"
+            raise NoAnswerError(Reject(Reason.BATCH_ANSWER, detail))
         if ended.kind is not OK:
             raise NoAnswerError(Reject(ended.reason or Reason.INTERNAL))
-        if permit is not None:
-            job.settle = partial(_settle, job, permit, verdict(outcome, ended))
-        if collector.too_large:
-            if job.settle is not None:
-                job.settle(False)
-            detail = "the answer to a batch is larger than batching.answer"
-            raise NoAnswerError(Reject(Reason.BATCH_ANSWER, detail), begun=False)
+        if collector.status >= 400:
+            said = b"".join(collector.pieces)[:SAID].decode("utf-8", "replace")
+            self.failure = f"{exchange.endpoint} answered {collector.status}: {said!r}"
         return Message(list(collector.pieces), collector.head, collector.status)
 
     def _told(self, job: Job) -> dict[str, int | str]:
@@ -266,7 +304,7 @@ class BatchSend:
         fields = [each for each in first.fields if each[0] not in message.head]
         fields += [field(name, value) for name, value in message.head.items()]
         index = {lower: value for lower, value, _, _ in fields}
-        request = Request(b"POST", told.target, 1, fields, index, told.host, len(body))
+        request = Request(b"POST", first.target, 1, fields, index, told.host, len(body))
         collector = Collector(self._most)
         exchange = BatchExchange(
             request,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.batch_control import ControlCalls
 from gateway.batch_send import BatchSend, Deaths
 from gateway.batching import Batching
+from gpu_batcher.api import SIZES
 from gpu_batcher.buffers import Pool
 from gpu_batcher.choice import ChosenRunner, Parts, choose
 from gpu_batcher.coalescer import Coalescer
@@ -75,10 +76,14 @@ class BatchLine:
             sole=sole,
         )
 
+        if config.runner != "python":
+            self.batching.failure = lambda: self.send.failure
+
     def serve(self, route: BoundRoute, fair_by: bytes | None) -> None:
         """Go on for another configuration's route, from the next request on. ``fair_by``: the
         header that names the tenant."""
         self.batching.rewrite = route.rewrite
+        self.batching.name = route.name
         self.batching.fair_by = fair_by
 
     def use(
@@ -135,11 +140,14 @@ def runner(
 
 
 def bounds(config: Config) -> Bounds:
+    pads = config.pack != "ragged" and bool(variable(config))
     return Bounds(
         max_rows=config.max_rows,
         max_items=config.max_items or UNBOUNDED,
         max_bytes=config.max_bytes,
         max_padded=config.max_tokens or UNBOUNDED,
+        max_padded_bytes=config.buffer * 15 // 16 if pads else UNBOUNDED,  # the rest aligns them
+        mask_bytes=sum(SIZES[each.extra_datatype] for each in config.inputs.values() if each.mask),
         max_delay=config.max_delay,
         target=config.target,
         max_in_flight=config.max_in_flight,

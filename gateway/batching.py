@@ -19,6 +19,7 @@ from gateway.batch_stats import BatchStats
 from gateway.fields import Field, lines_of
 from gateway.headers import debug_lines
 from gateway.retry_after import retry_after
+from gateway.wire import connection_options
 from gpu_batcher.api import BadRequestError
 from gpu_batcher.flight import RefusedError, Terms, Why
 
@@ -34,25 +35,40 @@ log = logging.getLogger("tailrace")
 
 CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"cookie")
 """Who is asking: calls that differ in one of these are never joined, whatever the route says."""
+_PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 _OURS = frozenset((b"x-request-id", b"content-length"))
 """Of an answer's head: written here, whatever the upstream says."""
+
+
+QUIET = 10.0
+"""Seconds between two complaints of one route."""
+_FAULTS = (Why.SERVER, Why.BUDGET, Why.ANSWER)
 
 
 class Caller:
     """A member of a batch: its exchange, and what is sent of its head."""
 
-    __slots__ = ("_body", "_key", "exchange", "fields")
+    __slots__ = ("_body", "_key", "exchange", "fields", "target")
 
-    def __init__(self, exchange: Exchange, fields: list[Field], body: bytes, key: bytes) -> None:
+    def __init__(
+        self, exchange: Exchange, fields: list[Field], target: bytes, body: bytes, key: bytes
+    ) -> None:
         self.exchange = exchange
         self.fields = fields
+        self.target = target
         self._body = body
         self._key = key
 
     def mark(self) -> bytes:
-        """A keyed hash of target and body: nobody can make two bodies with one mark."""
-        digest = blake2b(self._body, key=self._key, digest_size=16)
-        digest.update(self.exchange.request.target)
+        """A keyed hash of all that decides what the server makes of it: else somebody could bring
+        another one's body into quarantine, by sending it with a head that makes it fail."""
+        digest = blake2b(key=self._key, digest_size=16)
+        request = self.exchange.request
+        lengths = request.index.get(b"inference-header-content-length", b"")
+        lines = [each[3] for each in self.fields]
+        for part in (request.host, self.target, lengths, *lines, b"", self._body):
+            digest.update(b"%d:" % len(part))
+            digest.update(part)
         return digest.digest()
 
 
@@ -88,6 +104,10 @@ class Batching:
         named = tuple(name.encode() for name in config.headers)
         self._joined_by = tuple(dict.fromkeys((*CREDENTIALS, *named)))
         self._inside = 0
+        self._untold = 0
+        self._quiet_until = 0.0
+        self.name = ""
+        self.failure: Callable[[], str] = lambda: "the log has why"
         self._retired = False
         self._closing: asyncio.Task[None] | None = None
         coalescer.watch = self._watch
@@ -127,20 +147,26 @@ class Batching:
         target = request.target if self.rewrite is None else self.rewrite(request.target)
         try:
             call = self._codec.read(target, request.index, memoryview(body))
+            if call is not None and not self.sole and self._makes(call):
+                call = None  # a model that takes the mask of its caller gets it
             if call is not None:
                 self._packing.check(call)
         except BadRequestError as error:
             self.malformed += 1
             raise Reject(Reason.MALFORMED, str(error)) from None
         config = self.config
+        if call is not None and self._nominates(request.index.get(b"connection")):
+            call = None
         if call is None or call.rows > config.max_rows or call.size > config.max_bytes:
             if self.sole and call is not None:
                 raise Reject(Reason.BODY_TOO_LARGE, _bounds(config))
             return None
-        index = request.index
-        values = tuple([index.get(name) for name in self._joined_by])
-        fields = [each for each in request.fields if each[0] in self._joined_by]
-        caller = Caller(exchange, fields, body, self._key)
+        joined_by = self._joined_by
+        # By its lines, for a name that comes twice is not the same as one with both values.
+        fields = [each for each in request.fields if each[0] in joined_by]
+        fields.sort(key=_name)
+        values = tuple([each[:2] for each in fields])
+        caller = Caller(exchange, fields, target, body, self._key)
         return call, Terms(
             caller,
             caller.mark,
@@ -150,6 +176,17 @@ class Batching:
             exchange.deadline,
             partial(_taken, exchange, self._clock.now()),
         )
+
+    def _makes(self, call: Call) -> bool:
+        """Whether it brings an input that is made here for batches."""
+        made = self._packing.made
+        return bool(made) and any(each.name in made for each in call.inputs)
+
+    def _nominates(self, connection: bytes | None) -> bool:
+        """Whether a client wants a field dropped on the way that callers are told apart by."""
+        if connection is None or connection in _PLAIN:
+            return False
+        return not connection_options(connection).isdisjoint(self._joined_by)
 
     def _answer(self, exchange: Exchange, reply: Reply) -> Outcome:
         """Commit its own part of the answer. There is no way back from here."""
@@ -167,6 +204,8 @@ class Batching:
 
     def _watch(self, flight: Flight, now: float) -> None:
         self.stats.ended(flight, now)
+        if flight.why in _FAULTS:
+            self._complain(flight, now)
         if self.config.runner == "python":  # else each inference has had a span of its own
             members = [member.terms.origin.exchange for member in flight.members]
             told: dict[str, int | str] = {
@@ -177,6 +216,16 @@ class Batching:
             if flight.why is not None:
                 told["tailrace.batch.why"] = flight.why.value
             self._seen.batch_here(members, now - flight.started, told)
+
+    def _complain(self, flight: Flight, now: float) -> None:
+        """Tell the operator, who sees refusals only, what the server said; now and then."""
+        self._untold += 1
+        if now < self._quiet_until:
+            return
+        text = "%d batches of %s have failed of late, the last of %d calls; %s"
+        log.warning(text, self._untold, self.name, len(flight.members), self.failure())
+        self._untold = 0
+        self._quiet_until = now + QUIET
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -220,6 +269,10 @@ class Batching:
             "alone": self.alone,
             "malformed": self.malformed,
         }
+
+
+def _name(each: Field) -> bytes:
+    return each[0]
 
 
 def _taken(exchange: Exchange, submitted: float, now: float) -> None:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from gateway.config_convert import Converter
     from gateway.config_nodes import Path
 
+MADE = ("mask", "lengths", "offsets")
 SHARED = ("system_shared_memory", "cuda_shared_memory")
+CREDENTIALS = ("authorization", "x-api-key", "api-key", "cookie")
+"""Callers are told apart by these in any case (``gateway.batching``)."""
 OWN = frozenset((
     "accept-encoding", "connection", "host", "inference-header-content-length", "te", "trailer",
     "transfer-encoding", "upgrade", "traceparent", "tracestate", "x-request-id",
@@ -74,6 +77,12 @@ class _Check:
             self._warn("max_delay", "a wait that is longer than the target of a whole batch")
 
     def _headers(self) -> None:
+        cluster = self._config.clusters.get(self._route.cluster or "")
+        if cluster is not None and cluster.balance.policy == "consistent_hash":
+            name = cluster.balance.hash_by.removeprefix("header:").lower()
+            if name not in (*self._batching.headers, *CREDENTIALS):
+                message = f"a batch has no {name!r} to choose an endpoint by (balance.hash_by)"
+                self._error("headers", message, f"headers: [{name}] joins only equal ones")
         for name in self._batching.headers:
             if name.startswith("content-") or name in OWN:
                 self._error("headers", f"the header {name!r} is the batch's own")
@@ -87,6 +96,7 @@ class _Check:
                     return
         if batching.buckets and batching.pack != "bucket":
             self._warn("buckets", "lengths are padded to these with pack: bucket only")
+        self._made()
         for output, name in batching.outputs.items():
             if name not in batching.inputs:
                 self._error("outputs", f"{output!r}: there is no input {name!r} under inputs")
@@ -97,6 +107,13 @@ class _Check:
         except ValueError as error:
             text = str(error)
             self._error("buckets" if text.startswith("buckets") else "inputs", text)
+
+    def _made(self) -> None:
+        """Inputs that are made here. Two may share a mask, but none is a mask and lengths."""
+        inputs = self._batching.inputs.values()
+        kinds = [{getattr(each, kind) for each in inputs} - {None} for kind in MADE]
+        for name in sorted(kinds[0] & kinds[1] | kinds[0] & kinds[2] | kinds[1] & kinds[2]):
+            self._error("inputs", f"{name!r} would have to be two of {', '.join(MADE)}")
 
     def _runner(self) -> None:
         batching = self._batching

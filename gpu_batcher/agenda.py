@@ -11,7 +11,7 @@ is O(log n) amortised in the lanes.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLASSES = 4
+SLACK = 256
+"""Entries, beyond twice as many as were right when it was last tidied."""
 
 
 class Agenda(Generic[T]):
     """``Lane.timer`` is when the one timer rings that is valid for it, at ``Lane.due`` or before;
     ``Lane.entered`` has a bit for each class among whose lanes it has an entry."""
 
-    __slots__ = ("_ready", "_serial", "_timers", "_virtual")
+    __slots__ = ("_most", "_ready", "_serial", "_timers", "_virtual")
 
     def __init__(self) -> None:
         self._ready: tuple[list[tuple[int, int, Lane[T]]], ...] = tuple([] for _ in range(CLASSES))
         self._timers: list[tuple[float, int, Lane[T]]] = []
         self._serial = self._virtual = 0
+        self._most = SLACK
 
     def note(self, lane: Lane[T], now: float) -> None:
         """A lane with somebody in it is due at another time, or has another best class. A timer
@@ -92,6 +95,25 @@ class Agenda(Generic[T]):
             for _, _, lane in ready:
                 lane.entered = 0
             ready.clear()
+
+    def tidy(self) -> None:
+        """Take out lanes without calls, if many may be. They are put right when they come to the
+        top; but while better classes are always busy, or no slot is free, that is not soon, and
+        what clients invent and leave again would gather here. O(1) amortised."""
+        if len(self) <= self._most:
+            return
+        for _, _, lane in self._timers:
+            if not lane.count:
+                lane.timer = inf
+        self._timers = [each for each in self._timers if each[0] == each[2].timer]
+        heapify(self._timers)
+        for rank, ready in enumerate(self._ready):
+            for _, _, lane in ready:
+                if not lane.count:
+                    lane.entered &= ~(1 << rank)
+            ready[:] = [each for each in ready if each[2].count]
+            heapify(ready)
+        self._most = 2 * len(self) + SLACK
 
     def __len__(self) -> int:
         """Entries, right or wrong."""

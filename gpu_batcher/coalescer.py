@@ -82,7 +82,6 @@ class Coalescer:
         loop = asyncio.get_running_loop()
         member = Member(call, terms, loop.create_future(), now)
         self.counts.calls += 1
-        self._means.containment.requested()
         try:
             waiting = self._add(member, now)
         except RefusedError as error:
@@ -106,6 +105,7 @@ class Coalescer:
         call, terms = member.call, member.terms
         key: Hashable = (call.key, terms.join)
         priority = terms.priority
+        self._means.containment.requested(key)
         if self.quarantine.active(now):
             standing = self.quarantine.look(member.mark(), now)
             if standing is not Standing.FREE:

@@ -13,10 +13,13 @@ matters. With one culprit among 64, counted after the failed batch itself:
   without a test, and is divided at once. If it fails, the other half is run as a whole, for it is
   probably good. 10 on average, and half of the innocent are answered in the first step.
 
-Only the two halves of the batch itself are both run in any case. If both pass, nobody is to blame
-(a moment's failure, or the batch was too large), and all are answered after two inferences. And
-nobody is ever condemned by deduction: who is left over is run alone as well, for the error should
-be its own.
+- *Where the budget is low*, generalised binary splitting after all: with one culprit among 32 it
+  takes 6 instead of 8, and who waits a little longer is not refused.
+
+But for that, the two halves of the batch itself are both run in any case. If both pass, nobody is
+to blame (a moment's failure, or the batch was too large), and all are answered after two
+inferences. And nobody is ever condemned by deduction: who is left over is run alone as well, for
+the error should be its own.
 
 At one culprit in 100 calls and batches of 64, batches and parts together are about 11 inferences
 per 100 calls; with plain splitting about 13.
@@ -25,26 +28,25 @@ per 100 calls; with plain splitting about 13.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from typing import Generic, TypeVar
 
+from gpu_batcher.allowance import BURST, SHARE, Allowance, Purse, Purses
+
 T = TypeVar("T")
 
 BLAMED = frozenset((400, 413, 415, 422, 500))
-SHARE = 0.15
-BURST = 64.0
-"""Inferences that can be spent at once: a batch with two culprits takes up to 24. At one culprit in
-100 calls, wherever they fall, batches of 64 spend 9.5 of the 15 in 100 on average; a burst of 64 is
-then exhausted about once in 5,000 batches."""
 RARE = 0.02
 """The share of culprits that is taken as usual, where it has to be told from a failing server."""
 BELIEF = 1e-3
 """It is the server once what has been seen would be less likely than this with one that works."""
 STREAK = 12
 """And so many failures in a row are the server, also after something has passed."""
+LOW = 0.5
+"""Of the burst: with less than that at hand, a batch is divided thriftily."""
 HOLD = 1.0
 """Seconds for which no failed batch is divided after the server was found to be failing, unless
 something passes before. Not for ever, because with many culprits every whole batch fails."""
@@ -77,30 +79,6 @@ class Verdict(Enum):
     """Too much was divided of late: a retryable 503."""
     SERVER = "server"
     """It is the server: a retryable 503."""
-
-
-class Allowance:
-    """The budget for parts: ``share`` of one for each request, and ``burst`` at first and at most.
-    So of any ``n`` requests in a row the extra inferences are at most ``share * n + burst``."""
-
-    __slots__ = ("_burst", "_share", "balance", "spent")
-
-    def __init__(self, share: float = SHARE, burst: float = BURST) -> None:
-        self._share = share
-        self._burst = self.balance = burst
-        self.spent = 0
-
-    def deposit(self, requests: int = 1) -> None:
-        """Requests came; each counts once, whatever becomes of it."""
-        self.balance = min(self._burst, self.balance + self._share * requests)
-
-    def withdraw(self) -> bool:
-        """Take one inference, if there is one."""
-        if self.balance < 1.0:
-            return False
-        self.balance -= 1.0
-        self.spent += 1
-        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -138,13 +116,19 @@ class Bisection(Generic[T]):
     necessary.
     """
 
-    __slots__ = ("_allowance", "_left", "_members", "_odds", "_open", "_passed", "_places",
-                 "_ready", "_stopped", "_streak", "_verdicts", "culprits", "spent")  # fmt: skip
+    __slots__ = ("_allowance", "_later", "_left", "_members", "_odds", "_open", "_passed",
+                 "_places", "_ready", "_stopped", "_streak", "_thrifty", "_verdicts", "culprits",
+                 "spent")  # fmt: skip
 
-    def __init__(self, members: Sequence[T], allowance: Allowance) -> None:
-        """``members``: of the failed batch, at least two; hashable, and each one once."""
+    def __init__(
+        self, members: Sequence[T], allowance: Allowance | Purse, *, thrifty: bool = False
+    ) -> None:
+        """``members``: of the failed batch, at least two; hashable, and each one once. ``thrifty``:
+        leave what may be good to the end and run it as one."""
         assert len(members) > 1, "who failed alone has its own error already"
-        self._members = members
+        self._members = list(members)
+        self._thrifty = thrifty
+        self._later: list[tuple[int, int]] = []  # to be run in the end, as one
         self._allowance = allowance
         self._places = {member: place for place, member in enumerate(members)}  # of the unsettled
         self._left: set[int] = set()
@@ -155,9 +139,13 @@ class Bisection(Generic[T]):
         self._passed = False
         self._streak = self.culprits = self.spent = 0
         half = len(members) // 2
+        self._odds = 1.0
+        if thrifty:
+            self._add(0, half, rest=len(members), chance=0.5)
+            return
         self._add(0, half, chance=unlikely(half))
         self._add(half, len(members), chance=unlikely(len(members) - half))
-        self._odds = 1 / unlikely(half)  # that one half fails was certain
+        self._odds /= unlikely(half)  # that one half fails was certain
 
     @property
     def done(self) -> bool:
@@ -177,7 +165,7 @@ class Bisection(Generic[T]):
     def next(self) -> Part[T] | None:
         """A part that can be run now. None while others have to be awaited, at the end, and when
         the budget is spent, which is the end for whoever is not being run."""
-        while self._ready:
+        while self._ready or self._gather():
             part = self._foremost()
             places = [place for place in range(part.start, part.stop) if place not in self._left]
             part.members = tuple(self._members[place] for place in places)
@@ -223,7 +211,9 @@ class Bisection(Generic[T]):
         elif self._odds < BELIEF or self._streak >= STREAK:
             self._stop(Verdict.SERVER)
         else:
-            if part.rest:
+            if part.rest and self._thrifty:
+                self._later.append((part.stop, part.rest))
+            elif part.rest:
                 self._add(part.stop, part.rest, chance=unlikely(part.rest - part.stop))
             if not alone:
                 self._divide(part.start, part.stop)
@@ -249,6 +239,23 @@ class Bisection(Generic[T]):
             self._add(part.stop, part.rest)  # its error is to be its own, or it may be good
         else:
             self._divide(part.stop, part.rest)
+
+    def _gather(self) -> bool:
+        """What was left for later becomes one part, if nothing else is to be done before. Its
+        members move to the end, so that they have places next to each other."""
+        if not self._later or self._open:
+            return False
+        start = len(self._members)
+        for first, stop in self._later:
+            for member in self._members[first:stop]:
+                if member in self._places:
+                    self._places[member] = len(self._members)
+                    self._members.append(member)
+        self._later.clear()
+        size = len(self._members) - start
+        if size:
+            self._add(start, start + size, chance=unlikely(size))
+        return bool(size)
 
     def _foremost(self) -> Part[T]:
         """In order; but while the server is in doubt, the part whose failure would say most."""
@@ -292,6 +299,7 @@ class Bisection(Generic[T]):
         if self._stopped is None:
             self._stopped = verdict
         self._ready.clear()
+        self._later.clear()
         waiting = [member for member, place in self._places.items() if place not in self._open]
         self._give_up(waiting)
 
@@ -302,32 +310,54 @@ def unlikely(size: int) -> float:
 
 
 class Containment(Generic[T]):
-    """One route's: shall a failed batch be divided? All calls O(1), besides the bisection's own."""
+    """One route's: shall a failed batch be divided? All calls O(1), besides the bisection's own.
 
-    __slots__ = ("_until", "allowance")
+    ``key``: of the batch. Clients choose it, so what one key costs is not to be others' loss: the
+    allowance is divided (``Purse``), and that the server fails is held against the key for which it
+    was found; against all only if it was found for two, and nothing passed in between."""
+
+    __slots__ = ("_found", "_low", "_purses", "_until")
 
     def __init__(self, share: float = SHARE, burst: float = BURST) -> None:
-        self.allowance = Allowance(share, burst)
+        self._purses = Purses(share, burst)
+        self._low = LOW * burst
         self._until = -inf
+        self._found: tuple[Purse | None, float] = (None, -inf)
 
-    def requested(self, requests: int = 1) -> None:
+    @property
+    def allowance(self) -> Allowance:
+        """Of all keys together."""
+        return self._purses.allowance
+
+    def requested(self, key: Hashable = None, requests: int = 1) -> None:
         """Requests came."""
-        self.allowance.deposit(requests)
+        self._purses.deposit(key, requests)
 
-    def begin(self, members: Sequence[T], now: float) -> Bisection[T] | Verdict:
+    def begin(
+        self, members: Sequence[T], now: float, key: Hashable = None
+    ) -> Bisection[T] | Verdict:
         """A batch of at least two failed with a status that blames a request: a bisection, or
         what all of its members get instead."""
-        if now < self._until:
+        purse = self._purses.of(key)
+        if now < self._until or now < purse.until:
             return Verdict.SERVER
-        if self.allowance.balance < 2.0:
+        if purse.left < 2.0:
             return Verdict.BUDGET
-        return Bisection(members, self.allowance)
+        return Bisection(members, purse, thrifty=purse.left < self._low)
 
-    def passed(self) -> None:
-        """A batch or a part was answered: the server works."""
+    def passed(self, key: Hashable = None) -> None:
+        """A batch or a part was answered: the server works, for this key at least."""
         self._until = -inf
+        self._found = (None, -inf)
+        self._purses.of(key).until = -inf
 
-    def ended(self, bisection: Bisection[T], now: float) -> None:
+    def ended(self, bisection: Bisection[T], now: float, key: Hashable = None) -> None:
         """A bisection is done."""
-        if bisection.stopped is Verdict.SERVER:
+        if bisection.stopped is not Verdict.SERVER:
+            return
+        purse = self._purses.of(key)
+        before, when = self._found
+        if before is not None and before is not purse and now < when + HOLD:
             self._until = now + HOLD
+        self._found = (purse, now)
+        purse.until = now + HOLD

@@ -3,6 +3,9 @@
 What was said to a batch of several is never told to one of its members, for it may speak of
 another one: they get a refusal with a reason. Only who was alone gets what the server said.
 
+What fails inside the gateway, in a codec or a runner, is treated like a 500: one request may have
+tripped it, and then it costs that one only.
+
 Parts of a failed batch go one after another in the batch's slot, so however much fails, no more
 inferences are under way than without failures.
 """
@@ -189,6 +192,8 @@ class Flight:
     culprits: int = 0
     why: Why | None = None
     status: int = 0
+    overfilled: bool = False
+    told: bool = False  # of a fault of ours
 
     def __post_init__(self) -> None:
         self.live = len(self.members)
@@ -206,19 +211,25 @@ class Flight:
             self.task.cancel()
 
     async def fly(self) -> None:
-        """Answer or refuse every member. Raises nothing that is expected of runners."""
-        members = self.members
+        """Answer or refuse every member. Raises nothing that comes from runners."""
+        self.answered = await self._whole(self.members)
+
+    async def _whole(self, members: Sequence[Member]) -> bool:
+        """Answer or refuse these, who are not known to be bad. True if all were, at once."""
         try:
             replies = await self._infer(members)
         except FailedError as error:
-            await self._failed(error)
+            await self._failed(members, error)
         except (NoAnswerError, BadAnswerError) as error:
             self._refuse(members, self._refusal(members, error))
         except TooLargeError:
             await self._halve(members)
+        except Exception as error:  # noqa: BLE001
+            await self._fault(members, error)
         else:
-            self.answered = True
             self._deliver(members, replies)
+            return True
+        return False
 
     async def _infer(self, members: Sequence[Member]) -> list[Reply]:
         """One inference with these. Raises what runners raise."""
@@ -246,22 +257,39 @@ class Flight:
             member.answer(reply)
         means = self.means
         now = means.clock.now()
-        means.containment.passed()
+        means.containment.passed(self.batch.key)
         marks = [each.mark() for each in members] if means.quarantine.active(now) else []
         means.quarantine.passed(marks, now)
 
     # -- failures ------------------------------------------------------------------------------
 
-    async def _failed(self, error: FailedError) -> None:
-        """The server answered the whole batch with an error."""
-        members = self.members
+    async def _failed(self, members: Sequence[Member], error: FailedError) -> None:
+        """The server answered all of these with an error."""
         self.status = error.answer.status
         if len(members) == 1:
             self._own(members[0], error)
         elif not blames_request(self.status):
             self._refuse(members, self._refusal(members, error))
         else:
-            await self._divide()
+            await self._divide(members)
+
+    async def _fault(self, members: Sequence[Member], error: Exception) -> None:
+        """It is ours, but one of them may have tripped it."""
+        self._tell(error)
+        if len(members) == 1:
+            self._own_fault(members[0])
+        else:
+            await self._divide(members)
+
+    def _tell(self, error: Exception) -> None:
+        """Once for a batch, whatever else of it fails."""
+        if not self.told:
+            self.told = True
+            log.error("a batch failed inside the gateway", exc_info=error)
+
+    def _own_fault(self, member: Member) -> None:
+        self._refuse((member,), RefusedError(Why.SERVER))
+        self.means.quarantine.failed_alone(member.mark())
 
     def _own(self, member: Member, error: FailedError) -> None:
         """It failed alone: what the server said is about it, and it gets all of it."""
@@ -270,17 +298,17 @@ class Flight:
         if blames_request(answer.status):
             self.means.quarantine.failed_alone(member.mark())
 
-    async def _divide(self) -> None:
-        means = self.means
-        begun = means.containment.begin(self.members, means.clock.now())
+    async def _divide(self, members: Sequence[Member]) -> None:
+        means, key = self.means, self.batch.key
+        begun = means.containment.begin(members, means.clock.now(), key)
         if isinstance(begun, Verdict):
             if begun is Verdict.BUDGET:
                 means.overspent(self.batch)
-            self._refuse(self.members, RefusedError(_why(begun), status=self.status))
+            self._refuse(members, RefusedError(_why(begun), status=self.status))
             return
         self.bisection = bisection = begun
         means.counts.bisections += 1
-        for member in self.members:
+        for member in members:
             if not member.waits:
                 bisection.leave(member)
         while (part := bisection.next()) is not None:
@@ -289,11 +317,11 @@ class Flight:
             await self._part(bisection, part)
             self._verdicts(bisection)
         self._verdicts(bisection)
-        self.culprits = bisection.culprits
+        self.culprits += bisection.culprits
         means.counts.culprits += bisection.culprits
-        means.containment.ended(bisection, means.clock.now())
+        means.containment.ended(bisection, means.clock.now(), key)
         if bisection.blameless:
-            means.overfilled(self.batch)
+            self._overfilled()
         elif bisection.stopped is Verdict.BUDGET:
             means.overspent(self.batch)
 
@@ -314,6 +342,11 @@ class Flight:
             bisection.broke(part)
         except TooLargeError:  # The whole was not, so a part cannot be; but nothing may hang.
             bisection.broke(part)
+        except Exception as error:  # noqa: BLE001
+            self._tell(error)
+            if len(members) == 1:
+                self._own_fault(members[0])
+            bisection.failed(part)
         else:
             self._deliver(members, replies)
             bisection.passed(part)
@@ -328,19 +361,20 @@ class Flight:
         if len(members) == 1:
             self._refuse(members, RefusedError(Why.SERVER, status=413))
             return
-        log.warning("a batch of %d calls does not fit its buffer, and is halved", len(members))
-        self.means.overfilled(self.batch)
+        if not self.overfilled:
+            log.warning("a batch of %d calls does not fit its buffer, and is halved", len(members))
+        self._overfilled()
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             there = [member for member in half if member.waits]
-            if not there:
-                continue
-            try:
-                self._deliver(there, await self._infer(there))
-            except TooLargeError:
-                await self._halve(there)
-            except (FailedError, NoAnswerError, BadAnswerError) as error:
-                self._refuse(there, self._refusal(there, error))
+            if there:
+                await self._whole(there)
+
+    def _overfilled(self) -> None:
+        """The plan is told once for a batch, however often it is halved."""
+        if not self.overfilled:
+            self.overfilled = True
+            self.means.overfilled(self.batch)
 
     def _refusal(self, members: Sequence[Member], error: Exception) -> RefusedError:
         """What each of several gets for an error that nobody is to blame for."""

@@ -1,6 +1,9 @@
 """lanes: those who wait, in the order in which they leave. Pure.
 
-A *lane* has the calls that may share a batch: one key, and one bucket of lengths. In it, a *shelf*
+A *lane* has the calls that may share a batch: one key, one bucket of lengths, and where calls are
+padded, one class of *width* (bytes of a row): all rows become as wide as the widest, and a batch
+with one long row among many short ones would be nearly all padding. So what is padded is at most
+``RATIO`` times what was there, or ``ROOM`` for a full batch. In it, a *shelf*
 for each class has a *flow* for each tenant:
 
 - Of a tenant's calls the one with the earliest deadline is first, then the oldest.
@@ -16,21 +19,36 @@ for a while, never a body. Each call is O(log n) amortised.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
-from typing import TYPE_CHECKING, Generic, TypeVar
+from sys import getsizeof
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from gpu_batcher.pacing import Pace
+from gpu_batcher.pacing import UNBOUNDED, Bounds, Pace
 
 T = TypeVar("T")
 
 SLACK = 64
 """Numbers of the gone, beyond as many as of the living, before they are swept out: sweeping then
 costs O(1) for each."""
+ROOM = 1 << 20
+"""Bytes of a full batch up to which nobody is kept apart for the width of its rows: packing and
+sending them takes less time than another inference does."""
+RATIO = 4
+"""Between the widest and the narrowest rows of a class."""
+IDLE = 60.0
+"""Seconds that a lane without calls is remembered, for what it has learned of its pace."""
+MOST_IDLE = 1024
+"""And how many such lanes: keys come from clients, who may invent them."""
+IDLE_BYTES = 2 << 20
+"""And for how many bytes of their keys, the lanes themselves (1 KB or so) not counted."""
+LARGE = 16 << 10
+"""Bytes of a key that is forgotten with its lane's last call, so that a few of them cannot drive
+all others out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +57,8 @@ class Waiting(Generic[T]):
 
     ``rows`` at least 1; ``size`` in bytes; ``length`` of its longest row, what padding goes by;
     ``priority`` 0 (best) to 3; ``tenant``: whoever fairness is between; ``deadline`` and
-    ``arrived`` in the clock's seconds. The other fields are the plan's own.
+    ``arrived`` in the clock's seconds. The other fields are the plan's own; ``width``: bytes of
+    each of its rows, with their mask.
     """
 
     item: T
@@ -52,6 +71,7 @@ class Waiting(Generic[T]):
     deadline: float = inf
     arrived: float = 0.0
     serial: int = field(default=0, init=False)
+    width: int = field(default=0, init=False)
     lane: Lane[T] | None = field(default=None, init=False, repr=False)
 
 
@@ -123,22 +143,25 @@ class Shelf(Generic[T]):
 
 
 class Line:
-    """A key: its ``turn`` among keys, one further with each batch, and how many lanes it has."""
+    """A key: its ``turn`` among keys, one further with each batch, how many lanes it has, and about
+    how many bytes (``weight``)."""
 
-    __slots__ = ("key", "lanes", "turn")
+    __slots__ = ("key", "lanes", "turn", "weight")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.lanes = self.turn = 0
+        self.weight = weight(key)
 
 
 class Lane(Generic[T]):
     """The calls of one key and bucket. ``due``: when it should leave, infinite while it is empty;
     ``timer`` and ``entered``: where the plan has it on its lists; ``running``: batches of it in
-    flight, with ``out`` calls in them; ``longest``: at least the longest length that waits."""
+    flight, with ``out`` calls in them; ``longest`` and ``width``: at least the longest length and
+    the widest rows that wait."""
 
     __slots__ = ("_alive", "_latest", "bucket", "count", "due", "entered", "line", "longest",
-                 "out", "pace", "rows", "running", "shelves", "size", "timer")  # fmt: skip
+                 "out", "pace", "rows", "running", "shelves", "size", "timer", "width")  # fmt: skip
 
     def __init__(self, line: Line, bucket: int, pace: Pace, alive: dict[int, Waiting[T]]) -> None:
         self.line = line
@@ -146,7 +169,7 @@ class Lane(Generic[T]):
         self.pace = pace
         self.shelves: dict[int, Shelf[T]] = {}
         self.count = self.rows = self.size = self.longest = self.running = self.out = 0
-        self.entered = 0
+        self.entered = self.width = 0
         self.due = self.timer = inf
         self._alive = alive
         self._latest: list[tuple[float, int]] = []
@@ -162,6 +185,7 @@ class Lane(Generic[T]):
         self.rows += waiting.rows
         self.size += waiting.size
         self.longest = max(self.longest, waiting.length)
+        self.width = max(self.width, waiting.width)
 
     def drop(self, waiting: Waiting[T]) -> None:
         """The one way out; ``alive`` has it no more."""
@@ -173,7 +197,7 @@ class Lane(Generic[T]):
         self.rows -= waiting.rows
         self.size -= waiting.size
         if not self.count:
-            self.longest = 0
+            self.longest = self.width = 0
             self.due = inf
             self._latest.clear()
         elif len(self._latest) > 2 * self.count + SLACK:
@@ -189,6 +213,100 @@ class Lane(Generic[T]):
         while latest and latest[0][1] not in self._alive:
             heappop(latest)
         return latest[0][0] if latest else inf
+
+
+class Lanes(Generic[T]):
+    """All lanes of a plan: those with calls, and for a while the others, in bounded memory whatever
+    keys clients make up. ``find`` hashes the key; of a new one it also adds up the bytes."""
+
+    __slots__ = ("_alive", "_bounds", "_buckets", "_idle", "_idle_bytes", "_lanes", "_lines",
+                 "_padded")  # fmt: skip
+
+    def __init__(self, bounds: Bounds, alive: dict[int, Waiting[T]]) -> None:
+        self._bounds = bounds
+        self._buckets = sorted(bounds.buckets)
+        self._padded = bounds.max_padded_bytes < UNBOUNDED
+        self._alive = alive
+        self._lines: dict[Hashable, Line] = {}
+        self._lanes: dict[tuple[Hashable, int], Lane[T]] = {}
+        self._idle: OrderedDict[Lane[T], float] = OrderedDict()
+        self._idle_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __iter__(self) -> Iterator[Lane[T]]:
+        return iter(self._lanes.values())
+
+    @property
+    def idle(self) -> int:
+        """Lanes without calls."""
+        return len(self._idle)
+
+    def find(self, waiting: Waiting[T]) -> Lane[T]:
+        """Its lane, which is not idle any more."""
+        bucket = bisect_left(self._buckets, waiting.length)
+        if self._padded:
+            masks = self._bounds.mask_bytes * waiting.length
+            waiting.width = masks - (-waiting.size // waiting.rows)
+            bucket += (len(self._buckets) + 1) * self._class(waiting.width)
+        lane = self._lanes.get((waiting.key, bucket))
+        if lane is None:
+            line = self._lines.get(waiting.key)
+            if line is None:
+                line = self._lines[waiting.key] = Line(waiting.key)
+            line.lanes += 1
+            lane = Lane(line, bucket, Pace(self._bounds), self._alive)
+            self._lanes[line.key, bucket] = lane
+        elif self._idle.pop(lane, None) is not None:
+            self._idle_bytes -= lane.line.weight
+        return lane
+
+    def _class(self, width: int) -> int:
+        """0 up to where a full batch is ``ROOM``, then one more for each factor of ``RATIO``."""
+        full = width * max(1, self._bounds.max_rows) // ROOM
+        return (full.bit_length() + 1) // (RATIO.bit_length() - 1)
+
+    def rest(self, lane: Lane[T], now: float) -> None:
+        """It has no calls any more, neither waiting nor in flight."""
+        if self._idle.pop(lane, None) is None:
+            self._idle_bytes += lane.line.weight
+        self._idle[lane] = now
+        if lane.line.weight > LARGE:
+            self._drop(lane)
+        while len(self._idle) > MOST_IDLE or self._idle_bytes > IDLE_BYTES:
+            self._drop(next(iter(self._idle)))
+
+    def forget(self, now: float) -> None:
+        """Lanes that were idle for long."""
+        while self._idle:
+            lane, since = next(iter(self._idle.items()))
+            if now - since < IDLE:
+                return
+            self._drop(lane)
+
+    def _drop(self, lane: Lane[T]) -> None:
+        line = lane.line
+        del self._idle[lane]
+        self._idle_bytes -= line.weight
+        del self._lanes[line.key, lane.bucket]
+        line.lanes -= 1
+        if not line.lanes:
+            del self._lines[line.key]
+            line.key = None  # the agenda may have the lane on a list for a while yet
+
+
+def weight(key: object) -> int:
+    """About how many bytes a key holds. O(its parts), not its bytes."""
+    total, parts = 0, [key]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, tuple | frozenset):
+            total += 56 + 8 * len(part)
+            parts.extend(part)
+        else:
+            total += getsizeof(part)
+    return total
 
 
 class Holder(Generic[T]):

@@ -61,7 +61,10 @@ class Bounds:
     """What a route allows. Times in seconds, sizes in bytes, all at least 0.
 
     ``max_rows``, ``max_items``, ``max_bytes``, ``max_padded``: of one batch; padded tokens are its
-    longest length times its rows. Only a call that is larger by itself exceeds them, alone.
+    longest length times its rows. ``max_padded_bytes``: where rows are padded, the bytes of the
+    widest one, with ``mask_bytes`` for each unit of its length, times the rows; then rows of very
+    different width also share no batch (``lanes.py``). Only a call that is larger by itself exceeds
+    these, alone.
     ``max_delay``: how long one waits for company while a slot is free. ``target``: what a batch may
     take. ``max_in_flight``: slots. ``max_waiting``: calls in the queue. ``preferred``: numbers of
     rows at which the server is at its best. ``buckets``: upper bounds of lengths; calls of
@@ -73,6 +76,8 @@ class Bounds:
     max_items: int = UNBOUNDED
     max_bytes: int = 8 << 20
     max_padded: int = UNBOUNDED
+    max_padded_bytes: int = UNBOUNDED
+    mask_bytes: int = 0
     max_delay: float = 0.005
     target: float = 0.05
     max_in_flight: int = 2

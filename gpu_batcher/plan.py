@@ -3,7 +3,8 @@
 The coalescer (an asyncio edge) adds each call as it comes, asks ``take`` for batches until there is
 none, and again at ``next_due`` and after each ``ended``. The questions, each with one answer:
 
-- *Who may go together?* The calls of one lane: equal keys, one bucket of lengths (``lanes.py``).
+- *Who may go together?* The calls of one lane: equal keys, one bucket of lengths, and where they
+  are padded, rows of about one size (``lanes.py``).
 - *Is a lane due?* When a batch of it is full, when waiting for more is not worth it, and at the
   latest ``max_delay`` after its oldest call came (``pacing.py``). Only if a slot is free; while
   none is, calls gather.
@@ -25,27 +26,24 @@ Whoever is to go alone (quarantined, say) is added with a key that nobody else h
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
+from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from gpu_batcher.agenda import CLASSES, Agenda
-from gpu_batcher.lanes import SLACK, Crowd, Lane, Line, Waiting, sweep
-from gpu_batcher.pacing import Bounds, Pace
+from gpu_batcher.lanes import SLACK, Crowd, Lane, Lanes, Waiting, sweep
+
+if TYPE_CHECKING:
+    from gpu_batcher.pacing import Bounds
 
 T = TypeVar("T")
 
 TURNS = 8
 """Every how many batches one begins with an overdue class: an eighth of the service bounds what
 ageing can take from the best class, also where everybody waits for long."""
-IDLE = 60.0
-"""Seconds that a lane without calls is remembered, for what it has learned of its pace."""
-MOST_IDLE = 1024
-"""And how many such lanes: keys come from clients, who may invent them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +51,9 @@ class Batch(Generic[T]):
     """Calls that go as one inference. Within all bounds, unless it has a single member.
 
     It holds its slot from ``take`` until ``ended``, which is to be called once, whatever becomes
-    of it. ``length`` is the longest of its members; ``taken`` and ``started`` are in the clock's
-    seconds. ``full``: with a larger limit of rows it might have been larger.
+    of it. ``length`` is the longest of its members, ``width`` the most bytes of a row; ``taken``
+    and ``started`` are in the clock's seconds. ``full``: with a larger limit of rows it might have
+    been larger.
     """
 
     key: Hashable
@@ -65,27 +64,24 @@ class Batch(Generic[T]):
     taken: float
     full: bool
     lane: Lane[T] = field(repr=False)
+    width: int = 0
     started: float | None = None
     running: bool = True
 
 
 class Plan(Generic[T]):
     """The plan of one route. Each call is O(log n) amortised in those who wait and their lanes,
-    ``take`` for each member; memory is O(n), besides ``MOST_IDLE`` remembered lanes."""
+    ``take`` for each member; memory is O(n), besides the lanes that are remembered (``Lanes``)."""
 
-    __slots__ = ("_agenda", "_alive", "_buckets", "_crowds", "_deadlines", "_idle", "_lanes",
-                 "_lapsed", "_lines", "_now", "_preferred", "_running", "_serial", "_turn",
-                 "bounds")  # fmt: skip
+    __slots__ = ("_agenda", "_alive", "_crowds", "_deadlines", "_lanes", "_lapsed", "_now",
+                 "_preferred", "_running", "_serial", "_turn", "bounds")  # fmt: skip
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self._buckets = sorted(bounds.buckets)
         self._preferred = sorted(bounds.preferred)
         self._alive: dict[int, Waiting[T]] = {}
         self._crowds: tuple[Crowd[T], ...] = tuple(Crowd() for _ in range(CLASSES))
-        self._lines: dict[Hashable, Line] = {}
-        self._lanes: dict[tuple[Hashable, int], Lane[T]] = {}
-        self._idle: OrderedDict[Lane[T], float] = OrderedDict()
+        self._lanes: Lanes[T] = Lanes(bounds, self._alive)
         self._agenda: Agenda[T] = Agenda()
         self._deadlines: list[tuple[float, int]] = []  # the gone are swept out later
         self._lapsed: list[Waiting[T]] = []
@@ -108,7 +104,7 @@ class Plan(Generic[T]):
                 self._detach(displaced)
         self._serial += 1
         waiting.serial = self._serial
-        waiting.lane = lane = self._lane(waiting)
+        waiting.lane = lane = self._lanes.find(waiting)
         lane.pace.arrived(now, lane.count + 1, lane.out)
         self._alive[waiting.serial] = waiting
         lane.put(waiting, lane.pace.latest(waiting.arrived, waiting.deadline))
@@ -116,7 +112,7 @@ class Plan(Generic[T]):
         if waiting.deadline < inf:
             heappush(self._deadlines, (waiting.deadline, waiting.serial))
         self._reckon(lane, now)
-        self._forget(now)
+        self._lanes.forget(now)
         return displaced
 
     def remove(self, waiting: Waiting[T]) -> bool:
@@ -216,7 +212,7 @@ class Plan(Generic[T]):
             lane.due = inf
             self._reckon(lane, now)
         self._rest(lane)
-        self._forget(now)
+        self._lanes.forget(now)
 
     def overfilled(self, batch: Batch[T]) -> None:
         """It failed, and all of its members passed in parts (``Bisection.blameless``)."""
@@ -230,31 +226,17 @@ class Plan(Generic[T]):
 
     def describe(self) -> dict[str, object]:
         """For the admin page. O(lanes)."""
-        lanes = self._lanes.values()
+        lanes = self._lanes
         return {
             "waiting": len(self._alive),
             "by_class": [len(crowd) for crowd in self._crowds],
             "rows": sum(lane.rows for lane in lanes),
-            "lanes": len(lanes) - len(self._idle),
+            "lanes": len(lanes) - lanes.idle,
             "in_flight": self._running,
             "smallest_limit": min((lane.pace.rows() for lane in lanes), default=None),
         }
 
     # -- a lane, and a batch of it -------------------------------------------------------------
-
-    def _lane(self, waiting: Waiting[T]) -> Lane[T]:
-        bucket = bisect_left(self._buckets, waiting.length)
-        lane = self._lanes.get((waiting.key, bucket))
-        if lane is None:
-            line = self._lines.get(waiting.key)
-            if line is None:
-                line = self._lines[waiting.key] = Line(waiting.key)
-            line.lanes += 1
-            lane = Lane(line, bucket, Pace(self.bounds), self._alive)
-            self._lanes[waiting.key, bucket] = lane
-        else:
-            self._idle.pop(lane, None)
-        return lane
 
     def _reckon(self, lane: Lane[T], now: float) -> None:
         """When is it due? What is due stays so, whoever comes later, until a batch of its leaves or
@@ -266,6 +248,7 @@ class Plan(Generic[T]):
                 or lane.count >= bounds.max_items
                 or lane.size >= bounds.max_bytes
                 or lane.rows * lane.longest >= bounds.max_padded
+                or lane.rows * lane.width >= bounds.max_padded_bytes
             ):
                 lane.due = now
             else:
@@ -311,6 +294,7 @@ class Plan(Generic[T]):
                 batch.rows += waiting.rows
                 batch.size += waiting.size
                 batch.length = max(batch.length, waiting.length)
+                batch.width = max(batch.width, waiting.width)
         return batch
 
     def _goal(self, rows: int) -> int:
@@ -326,6 +310,7 @@ class Plan(Generic[T]):
             and len(batch.members) < bounds.max_items
             and batch.size + waiting.size <= bounds.max_bytes
             and rows * max(batch.length, waiting.length) <= bounds.max_padded
+            and rows * max(batch.width, waiting.width) <= bounds.max_padded_bytes
         )
 
     # -- ways out ------------------------------------------------------------------------------
@@ -371,17 +356,5 @@ class Plan(Generic[T]):
     def _rest(self, lane: Lane[T]) -> None:
         """Remember a lane for a while after its last call."""
         if not lane.count and not lane.running:
-            self._idle[lane] = self._now
-
-    def _forget(self, now: float) -> None:
-        """Lanes that were idle for long, or too many of them."""
-        idle = self._idle
-        while idle:
-            lane, since = next(iter(idle.items()))
-            if len(idle) <= MOST_IDLE and now - since < IDLE:
-                return
-            del idle[lane]
-            del self._lanes[lane.line.key, lane.bucket]
-            lane.line.lanes -= 1
-            if not lane.line.lanes:
-                del self._lines[lane.line.key]
+            self._lanes.rest(lane, self._now)
+            self._agenda.tidy()

@@ -10,7 +10,8 @@ two bodies with one mark). It comes into quarantine when it
 The second rule meets bystanders: in two killed batches there may be 126 of them, mostly the same,
 since those who were refused together come again together. They are *suspects* only. A suspect goes
 alone, never refused in either mode, and one success clears it; so they are out of it at their next
-request, and the next kill is by the culprit alone, which makes it *certain*. Only what is certain
+request, and the next kill is by the culprit alone, with nothing else in flight at its endpoint,
+which makes it *certain*. Only what is certain
 is ever refused. A success in company clears as well: who harms does not pass.
 
 A failing server is no reason either. What fails alone is not counted before something else passes,
@@ -109,8 +110,11 @@ class Quarantine:
                 self._pending = None
 
     def killed(self, marks: Sequence[bytes], now: float) -> None:
-        """A batch of these killed its server (``contain.killed_server``)."""
-        for mark in dict.fromkeys(marks):
+        """A batch of these killed its server (``contain.killed_server``). Of several that were in
+        flight there it is not known which one did: they are one kill, of all their members. An
+        empty mark stands for others that have none: who was beside them is not certain either."""
+        marks = list(dict.fromkeys(marks))
+        for mark in filter(None, marks):
             entry = self._find(mark, now) or self._new(mark)
             entry.kills += 1
             certain = entry.certain or len(marks) == 1

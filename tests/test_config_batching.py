@@ -61,6 +61,7 @@ ERRORS: dict[str, tuple[str, str]] = {
     "offsets": (V2 % "inputs: §{x: {offsets: o}}", "offsets belong to mode ragged"),
     "mask of nothing": (V2 % "inputs: §{x: {axes: [], mask: m}}", "an extra input is made from"),
     "made and given": (V2 % "inputs: §{x: {mask: y}, y: {}}", "both an input with a rule"),
+    "mask and lengths": (V2 % "inputs: §{x: {mask: m, lengths: m}}", "have to be two of mask"),
     "lengths": (
         V2 % "inputs: §{x: {lengths: n, extra_datatype: FP32}}",
         "datatype 'FP32', expected INT",

@@ -323,6 +323,9 @@ def _decoded(text: bytes) -> _Request:
             raise _AloneError from None
         raise BadRequestError(f"not an inference request: {error}") from None
     except (msgspec.MsgspecError, ValueError) as error:
+        if b"NaN" in text or b"Infinity" in text:
+            # No JSON, but Triton and its client take it so; and a missing value is often told so.
+            raise _AloneError from None
         # ValueError: not UTF-8, or an integer of thousands of digits.
         raise BadRequestError(f"malformed JSON: {error}") from None
 

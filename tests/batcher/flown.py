@@ -35,10 +35,12 @@ class LoopClock:
 @dataclass
 class Server:
     """2 ms for each inference and 20 us for each row. A call whose notes are in ``poison`` fails
-    every inference that it is in; ``moods`` are taken one for each inference, "" for none."""
+    every inference that it is in, those in ``bugs`` trip a bug of ours; ``moods`` are taken one
+    for each inference, "" for none."""
 
     poison: set[int] = field(default_factory=set)
     moods: list[str] = field(default_factory=list)
+    bugs: set[int] = field(default_factory=set)
     per_call: float = 0.002
     per_row: float = 20e-6
     most: int = 1 << 30
@@ -74,7 +76,7 @@ class Server:
             raise NoAnswerError(ConnectionError("reset"))
         if mood == "bad":
             raise BadAnswerError("two rows are missing")
-        if mood == "bug":
+        if mood == "bug" or not self.bugs.isdisjoint(marks):
             raise ZeroDivisionError
         if not self.poison.isdisjoint(marks):
             culprit = next(mark for mark in marks if mark in self.poison)

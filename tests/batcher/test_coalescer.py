@@ -336,17 +336,47 @@ def test_a_call_that_does_not_fit_alone_is_refused() -> None:
     assert _whys(fly(work())) == [Why.SERVER] * 3
 
 
-def test_a_fault_of_ours_costs_one_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_ours_costs_its_culprit_only(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(bugs={3, 17})
+
+    async def work() -> tuple[Answers, list[Answers]]:
+        batcher = coalescer(server, Bounds(max_in_flight=1))
+        first = await _all(batcher, range(64))
+        # Its strikes count like any other's, so it goes alone in the end.
+        again = [await _all(batcher, range(8)) for _ in range(3)]
+        return first, again
+
+    first, again = fly(work())
+    for mark, answer in enumerate(first):
+        if mark in server.bugs:
+            assert isinstance(answer, RefusedError)
+            assert (answer.why, answer.status) == (Why.SERVER, 0)
+        else:
+            assert isinstance(answer, Reply)
+            assert answer.body == own(mark)
+    assert caplog.text.count("inside the gateway") == 1 + 3
+    for answers in again:
+        assert _whys(answers).count(Why.SERVER) == 1
+    assert sorted(map(sorted, server.inferences[-2:])) == [[0, 1, 2, 4, 5, 6, 7], [3]]
+
+
+def test_a_fault_of_a_moment_costs_nobody() -> None:
     server = Server(moods=["bug"])
 
-    async def work() -> tuple[Answers, Answers]:
-        batcher = coalescer(server, Bounds(max_in_flight=1))
-        return await _all(batcher, range(4)), await _all(batcher, range(4))
+    async def work() -> Answers:
+        return await _all(coalescer(server), range(4))
 
-    first, second = fly(work())
-    assert _whys(first) == [Why.SERVER] * 4
-    assert _bodies(second) == [own(mark) for mark in range(4)]
-    assert "inside the gateway" in caplog.text
+    assert _bodies(fly(work())) == [own(mark) for mark in range(4)]
+
+
+def test_a_fault_that_everybody_trips_is_not_divided_for_long() -> None:
+    server = Server(bugs=set(range(64)))
+
+    async def work() -> Answers:
+        return await _all(coalescer(server), range(64))
+
+    assert _whys(fly(work())) == [Why.SERVER] * 64
+    assert len(server.inferences) <= 8
 
 
 def test_closing_refuses_everybody_and_closes_the_runner() -> None:

@@ -8,7 +8,7 @@ from math import inf
 
 import pytest
 
-from gpu_batcher import plan as module
+from gpu_batcher import lanes
 from gpu_batcher.lanes import Waiting
 from gpu_batcher.pacing import Bounds
 from gpu_batcher.plan import TURNS, Batch, Plan
@@ -367,10 +367,10 @@ def test_keys_that_are_gone_leave_nothing_behind() -> None:
         assert batch is not None
         plan.started(batch, now)
         plan.ended(batch, now + 0.0005, ok=True)
-        assert len(plan._lanes) <= module.MOST_IDLE + 1
-    later = 5.0 + module.IDLE
+        assert len(plan._lanes) <= lanes.MOST_IDLE + 1
+    later = 5.0 + lanes.IDLE
     plan.add(waiting(key="new", arrived=later), later)
-    assert len(plan._lanes) == len(plan._lines) == 1
+    assert len(plan._lanes) == len(plan._lanes._lines) == 1
     assert len(plan._agenda) == 1
 
 
@@ -380,7 +380,7 @@ def test_bodies_that_left_are_not_kept() -> None:
         gone = waiting(deadline=1e6)
         plan.add(gone, 0.0)
         plan.remove(gone)
-    lane = next(lane for lane in plan._lanes.values() if lane.count)
+    lane = next(lane for lane in plan._lanes if lane.count)
     assert len(plan._deadlines) < 200
     assert len(lane._latest) < 200
     assert all(len(flow.calls) < 200 for flow in lane.shelves[1]._flows.values())

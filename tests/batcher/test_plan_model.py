@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gpu_batcher import plan as module
+from gpu_batcher import lanes
 from gpu_batcher.lanes import Waiting
 from gpu_batcher.pacing import UNBOUNDED, Bounds
 from gpu_batcher.plan import Batch, Plan
@@ -23,6 +23,8 @@ BOUNDS = st.builds(
     max_rows=st.sampled_from([1, 4, 9]),
     max_items=st.sampled_from([3, UNBOUNDED]),
     max_bytes=st.sampled_from([250, 1 << 20]),
+    max_padded_bytes=st.sampled_from([500, UNBOUNDED]),
+    mask_bytes=st.sampled_from([0, 8]),
     max_padded=st.sampled_from([60, UNBOUNDED]),
     max_delay=st.sampled_from([0.0, DELAY]),
     target=st.sampled_from([0.001, 0.02]),
@@ -134,6 +136,9 @@ class Against(RuleBasedStateMachine):
         self.expire()
         self.pump()
 
+    def width(self, each: Waiting[int]) -> float:
+        return each.size / each.rows + self.bounds.mask_bytes * each.length
+
     # -- what must hold ---------------------------------------------------------------
 
     def leaves(self, each: Waiting[int]) -> None:
@@ -169,6 +174,7 @@ class Against(RuleBasedStateMachine):
             assert len(members) <= bounds.max_items
             assert batch.size <= bounds.max_bytes
             assert batch.rows * batch.length <= bounds.max_padded
+            assert batch.rows * max(map(self.width, members)) <= bounds.max_padded_bytes
         if bounds.buckets:
             assert len({(each.length > 10) + (each.length > 20) for each in members}) == 1
         for each in members:
@@ -212,13 +218,13 @@ class Against(RuleBasedStateMachine):
         assert not plan._deadlines
         assert not plan._lapsed
         assert not any(crowd.holders for crowd in plan._crowds)
-        for lane in plan._lanes.values():
+        for lane in plan._lanes:
             assert (lane.count, lane.rows, lane.size, lane.running) == (0, 0, 0, 0)
             assert not lane.shelves
-        plan._forget(self.now + module.IDLE)
-        assert not plan._lanes
-        assert not plan._lines
-        assert not plan._idle
+        plan._lanes.forget(self.now + lanes.IDLE)
+        assert not len(plan._lanes)
+        assert not plan._lanes._lines
+        assert not plan._lanes._idle
 
 
 TestAgainst = Against.TestCase

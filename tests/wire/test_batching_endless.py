@@ -34,6 +34,18 @@ async def test_an_endless_answer_is_broken_off() -> None:
         await b.idle()
 
 
+async def test_an_answer_that_is_too_large_for_several_is_not_for_fewer() -> None:
+    """The bound is ours: callers are answered in smaller batches, and no endpoint is blamed."""
+    async with bench(replace(ALONE, answer=1024, max_rows=64)) as b:
+        wide = [[n] * 100 for n in range(4)]  # 800 bytes of answer each
+        responses = await b.together(*(ask(row, width=100) for row in wide))
+        for response, row in zip(responses, wide, strict=True):
+            check(response, row)
+        (endpoint,) = b.gateway.server.wiring.clusters["c"].endpoints.values()
+        assert endpoint.failed == 0
+        await b.idle()
+
+
 async def test_a_large_answer_that_comes_whole_is_as_bad_and_harms_nobody_after() -> None:
     async def large(connection: Connection, request: Request) -> None:
         body = b"x" * 64 * 1024
