@@ -107,12 +107,24 @@ class Purses:
         return purse
 
     def deposit(self, key: Hashable, requests: int) -> None:
-        """Its requests came."""
+        """Its requests came. Where nothing is free, what it brings is taken from the richest: else
+        keys that came once would keep what they had brought for ever. O(1), and O(keys) then."""
         purse = self.of(key)
         self.allowance.deposit(requests)
         brought = self._share * requests
         free = self.allowance.balance - self.owned
-        own = max(0.0, min(brought, self._most - purse.own, free))
+        wanted = min(brought, self._most - purse.own)
+        if wanted > free:
+            richest = max(self.known.values(), key=_own)
+            taken = max(0.0, min(wanted - free, richest.own - purse.own))
+            richest.own -= taken
+            self.owned -= taken
+            free += taken
+        own = max(0.0, min(wanted, free))
         purse.own += own
         self.owned += own
         purse.drew = max(0.0, purse.drew - brought)
+
+
+def _own(purse: Purse) -> float:
+    return purse.own
