@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -115,11 +116,29 @@ def referred(name: str) -> Callable[..., None]:
     return run
 
 
+class Stacks(threading.local):
+    """The current streams of each thread, as in CUDA: a worker that packs puts nothing on the
+    stream of another one."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = [Stream()]
+
+    def append(self, stream: Stream) -> None:
+        self.streams.append(stream)
+
+    def pop(self) -> None:
+        self.streams.pop()
+
+    def __getitem__(self, place: int) -> Stream:
+        return self.streams[place]
+
+
 class Stream:
     """Work in order, done when somebody waits. Whoever drops a stream with its memory drops its
     work too, as nothing of it may run when the memory is gone."""
 
-    current: ClassVar[list[Stream]] = []
+    current: ClassVar[Stacks]
+    running: ClassVar[threading.RLock] = threading.RLock()
     by_pointer: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
     pointers: ClassVar[itertools.count[int]] = itertools.count(1)
 
@@ -133,10 +152,11 @@ class Stream:
         self.work.append(work)
 
     def run(self, upto: int) -> None:
-        while self.done < upto:
-            work = self.work[self.done]
-            self.done += 1
-            work()
+        with self.running:  # the compiled kernels have one index for all
+            while self.done < upto:
+                work = self.work[self.done]
+                self.done += 1
+                work()
 
     def synchronize(self) -> None:
         self.run(len(self.work))
@@ -310,7 +330,7 @@ class FakeCupy:
 
     def __init__(self, directory: Path | None) -> None:
         self.cuda = Cuda()
-        Stream.current[:] = [Stream()]
+        Stream.current = Stacks()
         self._directory = directory
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> RawModule:  # noqa: N802
